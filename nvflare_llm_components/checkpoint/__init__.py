@@ -1,0 +1,1 @@
+"""Safetensors folders that ``from_pretrained`` opens. Pure: knows nothing of NVFlare."""

@@ -1,0 +1,1 @@
+"""Message precision: codecs, the wire format and error feedback. Pure: knows nothing of NVFlare."""

@@ -1,0 +1,1 @@
+"""One live TRL ``SFTTrainer``, held across federated rounds. Pure: knows nothing of NVFlare."""
