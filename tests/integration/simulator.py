@@ -111,7 +111,8 @@ def simulate(
     command += ["-c", ",".join(sites), "-t", str(threads or len(sites))]
     # FLARE's clients outlive a killed simulator: a session of its own lets a time-out reach them all.
     with subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True
     ) as process:
         try:
             output, _ = process.communicate(timeout=timeout_s)

@@ -48,7 +48,7 @@ def bound(codec: Codec, weights: torch.Tensor) -> torch.Tensor:
         return of_block.repeat_interleave(block)[: magnitude.numel()]
     groups = torch.nn.functional.pad(blocks, (0, -blocks.numel() % 256)).view(-1, 256).amax(1)
     group = groups.repeat_interleave(256)[: blocks.numel()] / 255 + 2.0**-108
-    return (0.153 * (blocks + group) + group).repeat_interleave(block)[: magnitude.numel()]
+    return (0.153 * (blocks + group) + blocks / 128 + group).repeat_interleave(block)[: magnitude.numel()]
 
 
 @codecs
@@ -114,7 +114,7 @@ def test_equal_input_gives_equal_bytes_and_stays_unchanged(codec):
 def test_a_gaussian_loses_what_the_docstring_says(codec):
     weights = gaussian(1 << 20, 0.02, torch.float32)
     relative = float((round_trip(codec, weights) - weights).norm() / weights.norm())
-    assert relative <= {"fp16": 3e-4, "bf16": 2.4e-3, "int8": 0.0070, "nf4": 0.0920}[codec.name]
+    assert relative <= {"fp16": 3e-4, "bf16": 2.4e-3, "int8": 0.0070, "nf4": 0.0919}[codec.name]
 
 
 def test_bits_a_weight():
