@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from nvflare.fuel.utils.json_scanner import JsonScanner
 from nvflare.fuel.utils.wfconf import resolve_var_refs
-
 from nvflare_llm_components.executors import HFSFTExecutor
 from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
 
@@ -52,13 +51,19 @@ def filters_of(config: dict[str, Any], chain: str) -> list[tuple[list[str], str,
 
 
 def test_readme_table_names_every_job_and_no_other():
-    rows = [line.split("|")[1].strip() for line in (JOB_CONFIGS / "README.md").read_text().splitlines() if "|" in line]
+    rows = [
+        line.split("|")[1].strip()
+        for line in (JOB_CONFIGS / "README.md").read_text().splitlines()
+        if "|" in line
+    ]
     assert sorted(row.strip("`") for row in rows if row.startswith("`")) == JOBS
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_job_is_json_only(job: str):
-    files = {str(file.relative_to(JOB_CONFIGS / job)) for file in (JOB_CONFIGS / job).rglob("*") if file.is_file()}
+    files = {
+        str(file.relative_to(JOB_CONFIGS / job)) for file in (JOB_CONFIGS / job).rglob("*") if file.is_file()
+    }
     assert files == {"meta.json", "app/config/config_fed_server.json", "app/config/config_fed_client.json"}
     assert json.loads((JOB_CONFIGS / job / "meta.json").read_text())["name"] == job
 
@@ -96,7 +101,10 @@ def test_filters_are_paired_in_both_directions(job: str):
         resolved(JOB_CONFIGS / job / f"app/config/config_fed_{side}.json") for side in ("server", "client")
     )
     quantize, dequantize = PrecisionQuantizeFilter.__name__, PrecisionDequantizeFilter.__name__
-    for sender, receiver, chain in ((server, client, "task_data_filters"), (client, server, "task_result_filters")):
+    for sender, receiver, chain in (
+        (server, client, "task_data_filters"),
+        (client, server, "task_result_filters"),
+    ):
         ((sent_tasks, sent, _),) = filters_of(sender, chain)
         ((received_tasks, received, _),) = filters_of(receiver, chain)
         assert (sent, received) == (quantize, dequantize)
