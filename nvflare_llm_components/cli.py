@@ -69,3 +69,22 @@ def partition(
         sizes = run(file, root, num_sites=sites, method=method, column=column, alpha=alpha, seed=seed)
     for site, num_rows in sizes.items():
         typer.echo(f"{root / site / file.stem}.jsonl: {num_rows} rows")
+
+
+@app.command()
+def allow(
+    path: Annotated[Path, typer.Argument(help="simulator workspace, startup kit, or folder of startup kits")],
+) -> None:
+    """Let a site's jobs load this package's classes, which FLARE refuses until the site lists them."""
+    from nvflare_llm_components.tools.allow import allow as run
+
+    with _one_sentence():
+        sites = run(path)
+    for site in sites:
+        typer.echo(site.outcome)
+    if any(site.changed for site in sites):
+        typer.echo("A server or client that is running reads this when it is started again.")
+
+
+if __name__ == "__main__":
+    app()

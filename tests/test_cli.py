@@ -34,6 +34,13 @@ def test_partition_says_what_it_wrote(run, dolly, tmp_path):
     assert f"{tmp_path / 'site-2/raw.jsonl'}: 10 rows" in result.output
 
 
+def test_allow_says_what_it_did_and_does_it_once(run, tmp_path):
+    assert "added 'nvflare_llm_components.'" in run("allow", tmp_path).output
+    again = run("allow", tmp_path)
+    assert again.exit_code == 0
+    assert "nothing changed" in again.output
+
+
 @pytest.mark.parametrize("command", [["prepare", "squad", "x.jsonl"], ["prepare", "dolly", "none.jsonl"]])
 def test_a_users_mistake_is_one_sentence_and_code_2(run, tmp_path, command):
     result = run(*command, "--out", tmp_path)
