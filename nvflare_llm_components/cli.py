@@ -1,5 +1,90 @@
-"""The ``nvflare-llm`` command: a thin Typer shell over :mod:`nvflare_llm_components.tools`."""
+"""The ``nvflare-llm`` command: a thin Typer shell over :mod:`nvflare_llm_components.tools`.
+
+Commands import what they call inside their function: ``nvflare-llm --help`` then needs no torch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Federated fine-tuning of large language models on NVIDIA FLARE, by JSON jobs alone.",
+)
+
+Seed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Shows what the user got wrong as one sentence on stderr, and exits with code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.secho(f"Error: {error}", err=True, fg="red")
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="dolly, alpaca or oasst1")],
+    raw: Annotated[list[Path], typer.Argument(help="published files: .jsonl, .json or .parquet")],
+    out: Annotated[Path, typer.Option(help="folder for training, validation and testing.jsonl")],
+    seed: Seed = 0,
+    validation_fraction: Annotated[float, typer.Option(help="share of rows held out for validation")] = 0.1,
+    test_fraction: Annotated[float, typer.Option(help="share of rows held out for testing")] = 0.1,
+) -> None:
+    """Turn published instruction data into training, validation and testing rows of {"input", "output"}."""
+    from nvflare_llm_components.data.prepare import prepare as run
+
+    with _one_sentence():
+        prepared = run(
+            name, raw, out, seed=seed, validation_fraction=validation_fraction, test_fraction=test_fraction
+        )
+    for file_name, num_rows in prepared.num_rows.items():
+        typer.echo(f"{out / file_name}: {num_rows} rows")
+    typer.echo(f"{prepared.num_skipped} raw rows gave no pair of prompt and answer")
+
+
+@app.command()
+def partition(
+    file: Annotated[Path, typer.Argument(help="a .jsonl, .json or .parquet file")],
+    sites: Annotated[int, typer.Option(help="number of sites: site-1, site-2, ...")],
+    method: Annotated[str, typer.Option(help="iid or dirichlet")] = "iid",
+    column: Annotated[str | None, typer.Option(help="dirichlet: the column by which sites differ")] = None,
+    alpha: Annotated[float, typer.Option(help="dirichlet: small means that sites differ much")] = 0.5,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="gets one folder a site; default: beside FILE")] = None,
+) -> None:
+    """Split one data file over sites; every row goes to exactly one."""
+    from nvflare_llm_components.data.partition import partition as run
+
+    root = out or file.parent
+    with _one_sentence():
+        sizes = run(file, root, num_sites=sites, method=method, column=column, alpha=alpha, seed=seed)
+    for site, num_rows in sizes.items():
+        typer.echo(f"{root / site / file.stem}.jsonl: {num_rows} rows")
+
+
+@app.command()
+def allow(
+    path: Annotated[Path, typer.Argument(help="simulator workspace, startup kit, or folder of startup kits")],
+) -> None:
+    """Let a site's jobs load this package's classes, which FLARE refuses until the site lists them."""
+    from nvflare_llm_components.tools.allow import allow as run
+
+    with _one_sentence():
+        sites = run(path)
+    for site in sites:
+        typer.echo(site.outcome)
+    if any(site.changed for site in sites):
+        typer.echo("A server or client that is running reads this when it is started again.")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,123 @@
+"""Every shipped job is resolved as FLARE resolves it, and each class path is bound to its arguments."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nvflare.fuel.utils.json_scanner import JsonScanner
+from nvflare.fuel.utils.wfconf import resolve_var_refs
+from nvflare_llm_components.executors import HFSFTExecutor
+from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
+
+JOB_CONFIGS = Path(__file__).parents[1] / "job_configs"
+JOBS = sorted(folder.name for folder in JOB_CONFIGS.iterdir() if folder.is_dir())
+CONFIGS = sorted(JOB_CONFIGS.rglob("config_fed_*.json"))
+ENVIRONMENT = {"NVFLARE_LLM_MODEL": "/models/tiny", "NVFLARE_LLM_DATA": "/data"}
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+def resolved(file: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(file.read_text())
+    resolve_var_refs(JsonScanner(config), dict(config) | {"SITE_NAME": "dolly"})
+    return config
+
+
+def components(node: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if "path" in node:
+            yield node["path"], node.get("args", {})
+        for value in node.values():
+            yield from components(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from components(value)
+
+
+def filters_of(config: dict[str, Any], chain: str) -> list[tuple[list[str], str, dict[str, Any]]]:
+    return [
+        (entry["tasks"], item["path"].rsplit(".", 1)[1], item["args"])
+        for entry in config[chain]
+        for item in entry["filters"]
+    ]
+
+
+def test_readme_table_names_every_job_and_no_other():
+    rows = [
+        line.split("|")[1].strip()
+        for line in (JOB_CONFIGS / "README.md").read_text().splitlines()
+        if "|" in line
+    ]
+    assert sorted(row.strip("`") for row in rows if row.startswith("`")) == JOBS
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_job_is_json_only(job: str):
+    files = {
+        str(file.relative_to(JOB_CONFIGS / job)) for file in (JOB_CONFIGS / job).rglob("*") if file.is_file()
+    }
+    assert files == {"meta.json", "app/config/config_fed_server.json", "app/config/config_fed_client.json"}
+    assert json.loads((JOB_CONFIGS / job / "meta.json").read_text())["name"] == job
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f"{f.parts[-4]}-{f.stem}")
+def test_every_class_path_takes_its_arguments(file: Path):
+    found = list(components(resolved(file)))
+    assert found
+    for path, args in found:
+        module, name = path.rsplit(".", 1)
+        cls = getattr(import_module(module), name)
+        inspect.signature(cls).bind(**args)
+        if path.startswith("nvflare_llm_components."):
+            assert cls.__module__ == module
+            cls(**args)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f"{f.parts[-4]}-{f.stem}")
+def test_every_variable_is_defined(file: Path):
+    def leaves(node: object) -> Iterator[object]:
+        if isinstance(node, dict | list):
+            for value in node.values() if isinstance(node, dict) else node:
+                yield from leaves(value)
+        else:
+            yield node
+
+    for leaf in leaves(resolved(file)):
+        assert leaf is not None
+        assert "{" not in str(leaf), leaf
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_filters_are_paired_in_both_directions(job: str):
+    server, client = (
+        resolved(JOB_CONFIGS / job / f"app/config/config_fed_{side}.json") for side in ("server", "client")
+    )
+    quantize, dequantize = PrecisionQuantizeFilter.__name__, PrecisionDequantizeFilter.__name__
+    for sender, receiver, chain in (
+        (server, client, "task_data_filters"),
+        (client, server, "task_result_filters"),
+    ):
+        ((sent_tasks, sent, _),) = filters_of(sender, chain)
+        ((received_tasks, received, _),) = filters_of(receiver, chain)
+        assert (sent, received) == (quantize, dequantize)
+        assert sent_tasks == received_tasks
+        assert "*" not in sent_tasks, "FLARE matches filter tasks exactly"
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_server_and_client_agree_on_model_and_adapter(job: str):
+    server, client = (
+        resolved(JOB_CONFIGS / job / f"app/config/config_fed_{side}.json") for side in ("server", "client")
+    )
+    for name in ("model", "precision", "peft_config"):
+        assert server.get(name) == client.get(name)
+    executor = next(args for path, args in components(client) if path.endswith(HFSFTExecutor.__name__))
+    assert executor["train_data"] == "/data/dolly/training.jsonl"
