@@ -95,5 +95,5 @@ def test_an_adapter_folder_starts_with_its_tensors(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     start = start_from(str(tmp_path), {"peft_type": "LORA"}, 0)
     assert torch.equal(start.weights["a.lora_A.weight"], torch.ones(2))
-    with pytest.raises(CheckpointError, match="peft_type IA3.*found one of LORA"):
+    with pytest.raises(CheckpointError, match=r"peft_type IA3.*found one of LORA"):
         start_from(str(tmp_path), {"peft_type": "IA3"}, 0)

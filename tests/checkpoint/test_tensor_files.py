@@ -12,7 +12,9 @@ from nvflare_llm_components.checkpoint.tensor_files import DTYPE_NAMES, map_tens
 
 shapes = st.lists(st.integers(0, 5), max_size=3)
 tensors = st.dictionaries(
-    st.text("abc.0_", min_size=1, max_size=8), st.tuples(shapes, st.sampled_from(list(DTYPE_NAMES))), max_size=5
+    st.text("abc.0_", min_size=1, max_size=8),
+    st.tuples(shapes, st.sampled_from(list(DTYPE_NAMES))),
+    max_size=5,
 )
 
 

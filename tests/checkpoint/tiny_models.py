@@ -1,30 +1,17 @@
-"""Real models, as small as they can be, made in code: no hub is needed."""
+"""A tiny Llama on disk, and as stock transformers loads it."""
 
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
+
+from tests.tiny import save_tiny_model
 
 
-def save_tiny_llama(folder: Path, *, tied: bool = True, seed: int = 0) -> LlamaForCausalLM:
-    """Save a two-layer Llama with a tokenizer, and return it."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    vocabulary = {"<unk>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, 128)}}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
+def save_tiny_llama(folder: Path, *, tied: bool = True) -> LlamaForCausalLM:
+    """Save a two-layer Llama with a tokenizer, and return it as transformers loads it."""
+    model = LlamaForCausalLM.from_pretrained(save_tiny_model(folder, tie_word_embeddings=tied))
+    assert isinstance(model, LlamaForCausalLM)
     return model
 
 
