@@ -97,7 +97,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         self._hand_back(weights, self._folder(fl_ctx, LAST))
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Save the model that the sites have just evaluated as `best`; look at each result before it counts."""
+        """Save as `best` what the sites have just evaluated; look at each result before it counts."""
         if event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
             self._save_best(fl_ctx)
         elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
@@ -114,9 +114,9 @@ class SafetensorsModelPersistor(ModelPersistor):
             site = fl_ctx.get_peer_context().get_identity_name()
             task = fl_ctx.get_prop(FLContextKey.TASK_NAME)
             self.system_panic(
-                f"Result of task '{task}' from site '{site}': expected full precision, found a message still "
-                "encoded. PrecisionDequantizeFilter is missing from the server's task_result_filters for this "
-                "task.",
+                f"Result of task '{task}' from site '{site}': expected full precision, found it still "
+                "encoded. PrecisionDequantizeFilter is missing from the server's task_result_filters for "
+                "this task.",
                 fl_ctx,
             )
 
