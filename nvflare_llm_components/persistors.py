@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 from nvflare.apis.dxo import DXO
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.model import (
     ModelLearnable,
     ModelLearnableKey,
@@ -21,6 +24,7 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
 from nvflare_llm_components.checkpoint.folder import map_weights
+from nvflare_llm_components.checkpoint.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
 from nvflare_llm_components.checkpoint.snapshot import save_snapshot
 from nvflare_llm_components.checkpoint.soundness import refuse_unsound
@@ -30,6 +34,7 @@ from nvflare_llm_components.checkpoint.start import Start, start_from
 FOLDER = "global_model"
 SOURCE, LAST, BEST = "source", "last", "best"
 ALIASES = {"FL_global_model.pt": LAST, "best_FL_global_model.pt": BEST}
+REASON_HEADER = "nvflare_llm_error"  # of the executor's replies
 MODEL_FORMAT = "safetensors"
 
 
@@ -73,6 +78,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         Raises:
             CheckpointError: if it can't be read, or doesn't fit its configuration.
         """
+        keep_large_buffers_apart()
         start = self._started()
         self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors from {self.model_name_or_path}")
         return make_model_learnable(dict(start.weights), {})
@@ -84,24 +90,23 @@ class SafetensorsModelPersistor(ModelPersistor):
             CheckpointError: if the model is empty, partial, mis-shaped or not finite; `last` stays as it was.
         """
         weights = model[ModelLearnableKey.WEIGHTS]
-        tensors = {name: torch.as_tensor(value) for name, value in weights.items()}
+        tensors = {name: _tensor(value) for name, value in weights.items()}
         current_round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
         shapes = {name: tuple(value.shape) for name, value in self._started().weights.items()}
         refuse_unsound(tensors, shapes, f"The global model after round {current_round}")
         self._save(LAST, tensors, self._record(fl_ctx, current_round), fl_ctx)
         self._hand_back(weights, self._folder(fl_ctx, LAST))
+        del tensors
+        give_back()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Save the model that the sites have just evaluated as `best`, when a selector says that it is."""
-        if event_type != AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
-            return
-        evaluated = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)
-        tensors = {
-            name: torch.as_tensor(value) for name, value in evaluated[ModelLearnableKey.WEIGHTS].items()
-        }
-        # The evaluated model is the one that the round before this one ended with.
-        saved_round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND) - 1
-        self._save(BEST, tensors, self._record(fl_ctx, saved_round, _best_metrics(fl_ctx)), fl_ctx)
+        """Save the best model when a selector names it; log why a site failed; let go of a used result."""
+        if event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
+            self._save_best(fl_ctx)
+        elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
+            self._log_reason(fl_ctx)
+        elif event_type == EventType.AFTER_PROCESS_SUBMISSION:
+            _release_result(fl_ctx)
 
     def get_model_inventory(self, fl_ctx: FLContext) -> dict[str, ModelDescriptor]:
         """Return what can be had by `get_model`: source, then last and best where they were saved."""
@@ -151,6 +156,20 @@ class SafetensorsModelPersistor(ModelPersistor):
         save_snapshot(folder, tensors, self._started().companions, record, self.max_shard_size, dtype)
         self.log_info(fl_ctx, f"Global model of round {record['round']} saved as {folder}")
 
+    def _save_best(self, fl_ctx: FLContext) -> None:
+        """Save the model that the sites have just evaluated: the one that the round before this ended with."""
+        evaluated = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
+        tensors = {name: _tensor(value) for name, value in evaluated.items()}
+        saved_round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND) - 1
+        self._save(BEST, tensors, self._record(fl_ctx, saved_round, _best_metrics(fl_ctx)), fl_ctx)
+
+    def _log_reason(self, fl_ctx: FLContext) -> None:
+        """Put a site's own sentence into the server's log, where FLARE writes a return code only."""
+        result = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+        reason = result.get_header(REASON_HEADER) if isinstance(result, Shareable) else None
+        if reason:
+            self.log_error(fl_ctx, reason)
+
     def _hand_back(self, weights: dict[str, Any], folder: Path) -> None:
         """Put the saved file's tensors in the place of equal ones in memory, which are freed."""
         saved = map_weights(folder)
@@ -170,6 +189,24 @@ class SafetensorsModelPersistor(ModelPersistor):
             "metrics": metrics or {},
             "parents": {"source": self.model_name_or_path, "sites": sites},
         }
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    """Return what a state dict holds as a tensor: it may be NumPy's, or still encoded."""
+    tensor: torch.Tensor = torch.as_tensor(value.materialize() if hasattr(value, "materialize") else value)
+    return tensor
+
+
+def _release_result(fl_ctx: FLContext) -> None:
+    """Let go of a site's result that was aggregated: controllers keep the context of the last one."""
+    for context, key in (
+        (fl_ctx, FLContextKey.TASK_RESULT),
+        (fl_ctx.get_peer_context(), FLContextKey.SHAREABLE),
+    ):
+        detail = context.get_prop_detail(key) if context else None
+        if detail:
+            context.set_prop(key, None, private=detail["private"], sticky=detail["sticky"])
+    give_back()
 
 
 def _best_metrics(fl_ctx: FLContext) -> dict[str, float]:
