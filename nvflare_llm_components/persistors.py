@@ -157,7 +157,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         self.log_info(fl_ctx, f"Global model of round {record['round']} saved as {folder}")
 
     def _save_best(self, fl_ctx: FLContext) -> None:
-        """Save the model that the sites have just evaluated: the one that the round before this ended with."""
+        """Save the model that the sites have just evaluated: the result of the round before this one."""
         evaluated = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
         tensors = {name: _tensor(value) for name, value in evaluated.items()}
         saved_round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND) - 1

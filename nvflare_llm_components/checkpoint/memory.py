@@ -11,8 +11,8 @@ MMAP_THRESHOLD_BYTES = 4 * 2**20
 def keep_large_buffers_apart() -> None:
     """Let the allocator map each large buffer on its own, for the rest of the process; glibc only.
 
-    Its threshold grows to 32 MiB with the buffers that are freed, unless it is set: tensors of that size would
-    then lie in heaps, between small objects that outlive them.
+    Its threshold grows to 32 MiB with the buffers that are freed, unless it is set; tensors of that size
+    would then lie in heaps, between small objects that outlive them.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
