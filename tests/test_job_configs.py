@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from nvflare.fuel.utils.json_scanner import JsonScanner
 from nvflare.fuel.utils.wfconf import resolve_var_refs
+
 from nvflare_llm_components.executors import HFSFTExecutor
 from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
 
@@ -51,12 +53,8 @@ def filters_of(config: dict[str, Any], chain: str) -> list[tuple[list[str], str,
 
 
 def test_readme_table_names_every_job_and_no_other():
-    rows = [
-        line.split("|")[1].strip()
-        for line in (JOB_CONFIGS / "README.md").read_text().splitlines()
-        if "|" in line
-    ]
-    assert sorted(row.strip("`") for row in rows if row.startswith("`")) == JOBS
+    table = (JOB_CONFIGS / "README.md").read_text()
+    assert sorted(re.findall(r"^\| \[`(\w+)`\]\(\1\) \|", table, flags=re.MULTILINE)) == JOBS
 
 
 @pytest.mark.parametrize("job", JOBS)
