@@ -104,12 +104,15 @@ class GlobalModels:
         for name, mean in means.items():
             if (self.root / name).is_dir():
                 write_record(self.root / name, {**read_record(self.root / name), "metrics": {metric: mean}})
-        if LAST not in means or BEST not in means or losses[LAST].keys() != losses[BEST].keys():
+        if LAST not in means or not self._keep_best:
             return ""
-        if means[LAST] >= means[BEST]:
-            return f"best stays: {metric} {means[BEST]:.6f}, last {means[LAST]:.6f}"
+        if (self.root / BEST).is_dir():
+            if losses[LAST].keys() != losses.get(BEST, {}).keys():
+                return ""
+            if means[LAST] >= means[BEST]:
+                return f"best stays: {metric} {means[BEST]:.6f}, last {means[LAST]:.6f}"
         link_snapshot(self.root / LAST, self.root / BEST, {})
-        return f"last is the new best: {metric} {means[LAST]:.6f}, was {means[BEST]:.6f}"
+        return f"last is the new best: {metric} {means[LAST]:.6f}, was {means.get(BEST, math.inf):.6f}"
 
     def folders(self) -> dict[str, Path]:
         """Return the folders of last and best, those that exist."""
