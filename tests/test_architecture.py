@@ -28,6 +28,7 @@ HALL = {
     "filters",
     "persistors",
     "quantization",
+    "server_model",
     "tools",
     "training",
 }
@@ -45,6 +46,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "executors": ({"training"}, {"trl", "typer", "matplotlib"}),
     "filters": ({"quantization"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
     "persistors": ({"checkpoint"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
+    "server_model": ({"checkpoint"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
     "data": ({"data"}, {"nvflare", "trl", "peft", "typer"}),
     "tools": (HALL, {"typer"}),
     "cli": (HALL, {"torch", "transformers", "trl", "matplotlib"}),
