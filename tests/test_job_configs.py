@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -52,13 +53,15 @@ def filters_of(config: dict[str, Any], chain: str) -> list[tuple[list[str], str,
 
 
 def test_readme_table_names_every_job_and_no_other():
-    rows = [line.split("|")[1].strip() for line in (JOB_CONFIGS / "README.md").read_text().splitlines() if "|" in line]
-    assert sorted(row.strip("`") for row in rows if row.startswith("`")) == JOBS
+    table = (JOB_CONFIGS / "README.md").read_text()
+    assert sorted(re.findall(r"^\| \[`(\w+)`\]\(\1\) \|", table, flags=re.MULTILINE)) == JOBS
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_job_is_json_only(job: str):
-    files = {str(file.relative_to(JOB_CONFIGS / job)) for file in (JOB_CONFIGS / job).rglob("*") if file.is_file()}
+    files = {
+        str(file.relative_to(JOB_CONFIGS / job)) for file in (JOB_CONFIGS / job).rglob("*") if file.is_file()
+    }
     assert files == {"meta.json", "app/config/config_fed_server.json", "app/config/config_fed_client.json"}
     assert json.loads((JOB_CONFIGS / job / "meta.json").read_text())["name"] == job
 
@@ -96,7 +99,10 @@ def test_filters_are_paired_in_both_directions(job: str):
         resolved(JOB_CONFIGS / job / f"app/config/config_fed_{side}.json") for side in ("server", "client")
     )
     quantize, dequantize = PrecisionQuantizeFilter.__name__, PrecisionDequantizeFilter.__name__
-    for sender, receiver, chain in ((server, client, "task_data_filters"), (client, server, "task_result_filters")):
+    for sender, receiver, chain in (
+        (server, client, "task_data_filters"),
+        (client, server, "task_result_filters"),
+    ):
         ((sent_tasks, sent, _),) = filters_of(sender, chain)
         ((received_tasks, received, _),) = filters_of(receiver, chain)
         assert (sent, received) == (quantize, dequantize)

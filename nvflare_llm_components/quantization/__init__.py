@@ -1,1 +1,16 @@
-"""Message precision: codecs, the wire format and error feedback. Pure: knows nothing of NVFlare."""
+"""Message precision: how weights become bytes and come back, with no NVFlare in it.
+
+Read in this order:
+
+- :mod:`.codec`      what a codec is, and the four names a user may write besides ``fp32``
+- :mod:`.cast`       ``fp16`` and ``bf16``: saturating casts
+- :mod:`.int8`       blockwise absmax, one signed byte a weight
+- :mod:`.nf4`        blockwise NormalFloat, half a byte a weight, scales quantized in turn
+- :mod:`.blocks`     what both blockwise codecs share: cache-sized chunks, padding, non-finite values
+- :mod:`.policy`     which parameter travels at which precision
+- :mod:`.wire`       one tensor on the wire: its payload, its entry in the meta, its checks
+- :mod:`.message`    a whole state dict: encode, verify, decode, and what it cost
+- :mod:`.lazy`       values that decode when they are asked for
+
+The wire format is specified in ``docs/wire-format.md``.
+"""

@@ -65,11 +65,12 @@ def copy_job(
     job: str,
     folder: Path,
     *,
+    source: Path = JOB_CONFIGS,
     server: Callable[[dict[str, Any]], object] | dict[str, Any] | None = None,
     client: Callable[[dict[str, Any]], object] | dict[str, Any] | None = None,
 ) -> Path:
     """Copies a shipped job and edits it: a mapping sets top-level variables, a function may do anything."""
-    shutil.copytree(JOB_CONFIGS / job, folder)
+    shutil.copytree(source / job, folder)
     for side, change in (("server", server), ("client", client)):
         if change is not None:
             apply = change if callable(change) else lambda config, values=change: config.update(values)
@@ -111,7 +112,12 @@ def simulate(
     command += ["-c", ",".join(sites), "-t", str(threads or len(sites))]
     # FLARE's clients outlive a killed simulator: a session of its own lets a time-out reach them all.
     with subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             output, _ = process.communicate(timeout=timeout_s)

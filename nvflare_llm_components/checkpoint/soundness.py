@@ -1,0 +1,46 @@
+"""What a state dict must be before it may replace a good one."""
+
+from collections.abc import Mapping
+
+import torch
+
+from nvflare_llm_components.checkpoint.errors import CheckpointError
+from nvflare_llm_components.checkpoint.expected import complain
+
+
+def refuse_unsound(
+    tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+    """Raise unless a state dict is complete, of the right shapes, and finite.
+
+    Args:
+        tensors: values by checkpoint name.
+        shapes: the shapes that they must have, by name.
+        what: what the error calls the state dict.
+
+    Raises:
+        CheckpointError: naming the tensors.
+    """
+    if not tensors:
+        raise CheckpointError(
+            f"{what} is empty: expected {len(shapes)} tensors. No site's result was aggregated; "
+            "see the errors above this one in the log."
+        )
+    complain(tensors, shapes, what)
+    faults = [fault for fault in (_non_finite(name, value) for name, value in tensors.items()) if fault]
+    if faults:
+        raise CheckpointError(
+            f"{what}: expected finite values, found NaN or Inf in {len(faults)} of {len(tensors)} tensors "
+            f"({', '.join(faults[:3])}{', ...' if len(faults) > 3 else ''}). "
+            "Lower the learning rate, or send in bf16 instead of fp16."
+        )
+
+
+def _non_finite(name: str, value: torch.Tensor) -> str:
+    if not value.is_floating_point() or value.numel() == 0:
+        return ""
+    # One pass without a temporary the size of the tensor; both ends of a range with a NaN are NaN.
+    low, high = torch.aminmax(value)
+    if torch.isfinite(low) and torch.isfinite(high):
+        return ""
+    return f"{name}: {int((~torch.isfinite(value)).sum())} of {value.numel()} values"

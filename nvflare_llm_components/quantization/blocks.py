@@ -1,0 +1,143 @@
+"""What the blockwise codecs share: chunks that stay in cache, padding, and non-finite values.
+
+A chunk is a multiple of every legal block and of nf4's superblock, so chunking never changes a byte.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+MIN_BLOCK_SIZE = 16
+MAX_BLOCK_SIZE = 1024
+_CPU_CHUNK = 1 << 18  # weights: two float32 scratch buffers of this size stay in a 2 MiB L2 cache
+_ACCELERATOR_CHUNK = 1 << 24  # there a kernel launch costs more than a cache miss
+NONFINITE_BYTES = 12  # int64 position and float32 value
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+_QUIET_NAN_BITS = 0x7FC00000
+
+
+def check_block_size(block_size: int) -> None:
+    """Raise ValueError unless `block_size` is a power of two within the supported range."""
+    legal = isinstance(block_size, int) and not isinstance(block_size, bool)
+    if not legal or block_size & (block_size - 1) or not MIN_BLOCK_SIZE <= block_size <= MAX_BLOCK_SIZE:
+        raise ValueError(
+            f"block_size should be a power of two from {MIN_BLOCK_SIZE} to {MAX_BLOCK_SIZE}. "
+            f"Found {block_size!r}."
+        )
+
+
+def num_blocks(num_weights: int, block_size: int) -> int:
+    """Blocks that hold `num_weights` weights; the last may be partial."""
+    return -(-num_weights // block_size)
+
+
+def chunk_size(device: torch.device) -> int:
+    """Weights worked on at a time on `device`."""
+    return _CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
+
+
+def chunks(num_weights: int, device: torch.device) -> Iterator[slice]:
+    """Consecutive slices that cover `num_weights` weights."""
+    step = chunk_size(device)
+    for start in range(0, num_weights, step):
+        yield slice(start, min(start + step, num_weights))
+
+
+class BlockReader:
+    """Reads a tensor chunk by chunk as float32 blocks, non-finite weights taken out and remembered.
+
+    Args:
+        weights: floating-point tensor of any shape.
+        block_size: weights in a block.
+    """
+
+    def __init__(self, weights: torch.Tensor, block_size: int) -> None:
+        self._flat = weights.detach().reshape(-1)
+        self._block_size = block_size
+        size = min(chunk_size(weights.device), num_blocks(self._flat.numel(), block_size) * block_size)
+        self._blocks = torch.empty(size, dtype=torch.float32, device=weights.device)
+        self._scratch = torch.empty_like(self._blocks)
+        self._positions: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self.num_saturated = 0
+
+    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield (weights covered, blocks, scratch of the same shape, absmax of each block).
+
+        Blocks are float32 of shape (blocks, block_size), zero beyond the end, and valid until the next step.
+        """
+        for part in chunks(self._flat.numel(), self._flat.device):
+            count = part.stop - part.start
+            padded = num_blocks(count, self._block_size) * self._block_size
+            self._blocks[:count].copy_(self._flat[part])
+            self._blocks[count:padded].zero_()
+            blocks = self._blocks[:padded].view(-1, self._block_size)
+            scratch = self._scratch[:padded].view_as(blocks)
+            absmax = torch.abs(blocks, out=scratch).amax(dim=1)
+            if not bool(absmax.isfinite().all()):
+                self._take_out(part, self._blocks[:count])
+                absmax = torch.abs(blocks, out=scratch).amax(dim=1)
+            yield part, blocks, scratch, absmax
+
+    def nonfinite_bytes(self) -> torch.Tensor:
+        """Positions (int64) then values (float32) of all non-finite weights, as 1-D uint8."""
+        if not self._positions:
+            return torch.empty(0, dtype=torch.uint8, device=self._flat.device)
+        positions = torch.cat(self._positions).view(torch.uint8)
+        return torch.cat([positions, torch.cat(self._values).view(torch.uint8)])
+
+    @property
+    def num_nonfinite(self) -> int:
+        """Non-finite weights met so far."""
+        return sum(p.numel() for p in self._positions)
+
+    def _take_out(self, part: slice, chunk: torch.Tensor) -> None:
+        source = self._flat[part]
+        saturated = chunk.isinf() & source.isfinite()  # a float64 beyond float32
+        chunk.copy_(torch.where(saturated, chunk.sign() * _FLOAT32_MAX, chunk))
+        self.num_saturated += int(saturated.sum())
+        (positions,) = torch.nonzero(~chunk.isfinite(), as_tuple=True)
+        if positions.numel():
+            values = chunk[positions]
+            values.view(torch.int32).masked_fill_(values.isnan(), _QUIET_NAN_BITS)
+            self._positions.append(positions + part.start)
+            self._values.append(values)
+            chunk[positions] = 0.0
+
+
+def split_nonfinite(
+    payload: torch.Tensor, num_nonfinite: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Split a payload into positions (int64), values (float32) and the rest (uint8)."""
+    positions, values, rest = payload.split(
+        [8 * num_nonfinite, 4 * num_nonfinite, payload.numel() - NONFINITE_BYTES * num_nonfinite]
+    )
+    return view_section(positions, torch.int64), view_section(values, torch.float32), rest
+
+
+def put_nonfinite(weights: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> None:
+    """Write the non-finite values back to their positions in the flat `weights`, in place.
+
+    Raises:
+        ValueError: if a position is outside of the tensor.
+    """
+    if not positions.numel():
+        return
+    if int(positions.min()) < 0 or int(positions.max()) >= weights.numel():
+        raise ValueError(f"Non-finite positions should be in [0, {weights.numel()}). Found one outside.")
+    weights[positions] = values
+
+
+def multiply_blocks(weights: torch.Tensor, scales: torch.Tensor, block_size: int) -> None:
+    """Multiply each block of the flat `weights` by its scale, in place; the last block may be partial."""
+    whole = weights.numel() // block_size
+    weights[: whole * block_size].view(whole, block_size).mul_(scales[:whole].unsqueeze(1))
+    if whole < scales.numel():
+        weights[whole * block_size :].mul_(scales[whole])
+
+
+def view_section(section: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """View a uint8 section of a payload as `dtype`; copies where it is not aligned."""
+    if section.storage_offset() % dtype.itemsize:
+        section = section.clone()
+    return section.view(dtype)

@@ -1,0 +1,61 @@
+"""``fp16`` and ``bf16``: casts that saturate instead of overflowing.
+
+Error of a weight: at most half a unit in the last place of the format (2**-11 relative for fp16 above 2**-14,
+2**-25 absolute below; 2**-8 relative for bf16). NaN and infinities keep their place and sign.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from nvflare_llm_components.quantization.blocks import chunks, view_section
+from nvflare_llm_components.quantization.codec import Encoded
+
+_NONFINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
+_QUIET_NAN_BITS = {torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}
+
+
+@dataclass(frozen=True)
+class CastCodec:
+    """A cast to a 16-bit float. Payload: the cast values, little-endian."""
+
+    name: str
+    dtype: torch.dtype
+    bits: int = 16
+    default_block_size: None = None
+
+    def num_payload_bytes(self, num_weights: int, block_size: int | None, num_nonfinite: int) -> int:
+        """See :class:`.codec.Codec`."""
+        return 2 * num_weights
+
+    def encode(self, weights: torch.Tensor, block_size: int | None) -> Encoded:
+        """See :class:`.codec.Codec`."""
+        flat = weights.detach().reshape(-1)
+        payload = torch.empty(2 * flat.numel(), dtype=torch.uint8, device=flat.device)
+        values = payload.view(self.dtype)
+        num_saturated = 0
+        for part in chunks(flat.numel(), flat.device):
+            source = flat[part] if flat.dtype != torch.float64 else flat[part].float()
+            target = values[part].copy_(source)
+            magnitude = target.view(torch.int16) & 0x7FFF
+            if int(magnitude.max()) >= _NONFINITE_BITS[self.dtype]:
+                num_saturated += self._repair(flat[part], target)
+        return Encoded(payload, num_saturated=num_saturated)
+
+    def decode(
+        self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
+    ) -> torch.Tensor:
+        """See :class:`.codec.Codec`."""
+        return view_section(payload, self.dtype).float()
+
+    def _repair(self, source: torch.Tensor, target: torch.Tensor) -> int:
+        """Saturate what overflowed in `target`, in place, and give every NaN the same bits."""
+        overflowed = target.isinf() & source.isfinite()
+        limit = torch.finfo(self.dtype).max
+        target.copy_(torch.where(overflowed, target.sign() * limit, target))
+        target.view(torch.int16).masked_fill_(source.isnan(), _QUIET_NAN_BITS[self.dtype])
+        return int(overflowed.sum())
+
+
+FP16 = CastCodec("fp16", torch.float16)
+BF16 = CastCodec("bf16", torch.bfloat16)

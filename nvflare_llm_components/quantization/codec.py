@@ -1,0 +1,48 @@
+"""What a codec is, and which there are."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tensor as bytes.
+
+    Attributes:
+        payload: contiguous 1-D uint8 tensor on the device of the source.
+        num_nonfinite: NaN and infinite weights that a blockwise codec stored beside the codes.
+        num_saturated: finite weights beyond the range of the format, stored as its largest value.
+    """
+
+    payload: torch.Tensor
+    num_nonfinite: int = 0
+    num_saturated: int = 0
+
+
+class Codec(Protocol):
+    """Turns floating-point weights into bytes and back. Stateless; equal input gives equal bytes."""
+
+    @property
+    def name(self) -> str:
+        """Name of the codec on the wire."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of one code; a source that is not wider than this is sent as it is."""
+
+    @property
+    def default_block_size(self) -> int | None:
+        """Weights that share a scale, or None where there are no blocks."""
+
+    def num_payload_bytes(self, num_weights: int, block_size: int | None, num_nonfinite: int) -> int:
+        """Exact size of the payload of `num_weights` weights."""
+
+    def encode(self, weights: torch.Tensor, block_size: int | None) -> Encoded:
+        """Encode a floating-point tensor of any shape and device."""
+
+    def decode(
+        self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
+    ) -> torch.Tensor:
+        """Decode a payload of the right size into a flat float32 tensor on its device."""

@@ -1,0 +1,85 @@
+"""``int8``: blockwise absmax, one signed byte a weight and a bfloat16 scale a block.
+
+Error of a weight: at most half its block's scale, where scale is absmax / 127 rounded up to bfloat16, and
+2**-126 at least. (Within 2**120 of float32's largest value the scale is capped, and the bound is one scale.)
+A relative error of 0.0060 on Gaussian weights at the default block of 128, at 8.125 bits a weight.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from nvflare_llm_components.quantization.blocks import (
+    NONFINITE_BYTES,
+    BlockReader,
+    chunks,
+    multiply_blocks,
+    num_blocks,
+    put_nonfinite,
+    split_nonfinite,
+    view_section,
+)
+from nvflare_llm_components.quantization.codec import Encoded
+
+_MAX_CODE = 127
+_MIN_SCALE = 2.0**-126  # the smallest normal float32: its reciprocal is finite
+_MAX_SCALE = 2.0**121 * (1 + 1 / 128)  # the largest bfloat16 whose 127-fold is finite in float32
+
+
+@dataclass(frozen=True)
+class Int8Codec:
+    """Blockwise absmax. Payload: non-finite positions and values, scales (bfloat16), codes (int8)."""
+
+    name: str = "int8"
+    bits: int = 8
+    default_block_size: int = 128
+
+    def num_payload_bytes(self, num_weights: int, block_size: int | None, num_nonfinite: int) -> int:
+        """See :class:`.codec.Codec`."""
+        scales = 2 * num_blocks(num_weights, block_size or self.default_block_size)
+        return NONFINITE_BYTES * num_nonfinite + scales + num_weights
+
+    def encode(self, weights: torch.Tensor, block_size: int | None) -> Encoded:
+        """See :class:`.codec.Codec`."""
+        block_size = block_size or self.default_block_size
+        size = self.num_payload_bytes(weights.numel(), block_size, 0)
+        payload = torch.empty(size, dtype=torch.uint8, device=weights.device)
+        num_scales = num_blocks(weights.numel(), block_size)
+        scales = payload[: 2 * num_scales].view(torch.bfloat16)
+        codes = payload[2 * num_scales :].view(torch.int8)
+        reader = BlockReader(weights, block_size)
+        for part, blocks, scratch, absmax in reader:
+            scale = _scale_of(absmax)
+            first = part.start // block_size
+            scales[first : first + scale.numel()] = scale
+            torch.mul(blocks, torch.ones_like(scale).div_(scale).unsqueeze(1), out=scratch)
+            scratch.round_().clamp_(-_MAX_CODE, _MAX_CODE)
+            codes[part] = scratch.view(-1)[: part.stop - part.start]
+        if reader.num_nonfinite:
+            payload = torch.cat([reader.nonfinite_bytes(), payload])
+        return Encoded(payload, reader.num_nonfinite, reader.num_saturated)
+
+    def decode(
+        self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
+    ) -> torch.Tensor:
+        """See :class:`.codec.Codec`."""
+        block_size = block_size or self.default_block_size
+        positions, values, rest = split_nonfinite(payload, num_nonfinite)
+        num_scales = num_blocks(num_weights, block_size)
+        scales = view_section(rest[: 2 * num_scales], torch.bfloat16)
+        codes = rest[2 * num_scales :].view(torch.int8)
+        weights = torch.empty(num_weights, dtype=torch.float32, device=payload.device)
+        for part in chunks(num_weights, payload.device):
+            target = weights[part].copy_(codes[part])
+            first = part.start // block_size
+            scale = scales[first : first + num_blocks(target.numel(), block_size)].float()
+            multiply_blocks(target, scale, block_size)
+        put_nonfinite(weights, positions, values)
+        return weights
+
+
+def _scale_of(absmax: torch.Tensor) -> torch.Tensor:
+    """Absmax / 127 rounded up to bfloat16, as float32: integer arithmetic, so every device agrees."""
+    bits = (absmax * (1.0 / _MAX_CODE)).view(torch.int32)
+    rounded = ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)
+    return rounded.clamp_(_MIN_SCALE, _MAX_SCALE)

@@ -1,0 +1,57 @@
+"""Values that decode when they are asked for."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from nvflare_llm_components.quantization.arrays import as_tensor, materialized
+from nvflare_llm_components.quantization.wire import RAW, Entry, dtype_name, to_numpy, unpack
+
+
+class LazyTensor:
+    """A checked payload that decodes on `materialize()`.
+
+    NVFlare's aggregation helper, and whoever else looks for `materialize`, decodes one tensor at a time, so
+    that waiting results cost their quantized size.
+
+    Args:
+        value: payload, checked; a lazy reference to it stays lazy.
+        entry: its entry in the meta.
+        restore_dtype: dtype of the decoded weights; None is float32.
+    """
+
+    def __init__(self, value: object, entry: Entry, restore_dtype: torch.dtype | None) -> None:
+        self._value = value
+        self._entry = entry
+        self._restore_dtype = restore_dtype
+
+    def materialize(self) -> torch.Tensor:
+        """Decode into a new float tensor (a raw integer tensor comes as it is)."""
+        payload = as_tensor(materialized(self._value))
+        assert payload is not None, "was checked"
+        return restored(unpack(payload, self._entry), self._restore_dtype)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self._entry["shape"]))
+        return f"LazyTensor({self._entry['codec']} {shape})"
+
+
+def restored(weights: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """Decoded weights in the dtype that is asked for; float32 where there is none. Not for integers."""
+    is_float = weights.is_floating_point() and weights.element_size() > 1
+    return weights.to(dtype or torch.float32) if is_float else weights
+
+
+def decoded(
+    value: object, entry: Entry, restore_dtype: torch.dtype | None
+) -> torch.Tensor | np.ndarray[Any, Any]:
+    """Decode at once, into the container that the sender had."""
+    weights = LazyTensor(value, entry, restore_dtype).materialize()
+    is_numpy = entry.get("numpy") is True and weights.dtype != torch.bfloat16
+    return to_numpy(weights) if is_numpy else weights
+
+
+def is_lossless(entry: Entry) -> bool:
+    """Whether the value travelled as it was, in the dtype that is named."""
+    return bool(entry["codec"] == RAW and entry["dtype"] == dtype_name(torch.float32))

@@ -1,0 +1,97 @@
+"""TRL's trainer with a place to stop at each round boundary."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+
+class Tally:
+    """What one round has processed."""
+
+    def __init__(self) -> None:
+        self.num_examples = 0
+        self.num_tokens = 0
+        self.loss_sum: torch.Tensor | float = 0.0
+
+    def add(self, inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> None:
+        """Count one micro-batch; ``loss`` is its share of the step's loss."""
+        mask = inputs.get("attention_mask")
+        ids = inputs["input_ids"]
+        # Without a mask the rows are laid end to end, each beginning at position 0.
+        self.num_examples += len(ids) if mask is not None else int((inputs["position_ids"] == 0).sum())
+        self.num_tokens += int(mask.sum()) if mask is not None else ids.numel()
+        self.loss_sum = self.loss_sum + loss.detach()
+
+
+class RoundTrainer(SFTTrainer):
+    """An ``SFTTrainer`` whose one ``train()`` call pauses at round boundaries.
+
+    Attributes:
+        boundary: Optimizer step at which ``pause`` is called next, after that step's log.
+        horizon: Optimizer steps of the whole job, for the learning rate's schedule.
+        pause: Called at the boundary.
+        tally: Counts of the present round.
+    """
+
+    boundary: int = 0
+    horizon: int = 1
+    pause: Callable[[], None]
+    tally: Tally
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule spans the job's rounds; the loop itself has no end, so that a job may have more."""
+        scheduler: torch.optim.lr_scheduler.LRScheduler = super().create_scheduler(self.horizon, optimizer)
+        return scheduler
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch, counted."""
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self.tally.add(inputs, loss)
+        return loss
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # A callback's on_step_end would pause before this step is logged, leaving its log to the next round.
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.state.global_step == self.boundary:
+            self.pause()
+
+
+class RoundCallback(TrainerCallback):
+    """Pauses before the first step, polls for an abort at every step, and passes logs on."""
+
+    def __init__(
+        self,
+        on_begin: Callable[[], None],
+        poll: Callable[[], None],
+        on_logs: Callable[[dict[str, float]], None],
+    ):
+        self._on_begin = on_begin
+        self._poll = poll
+        self._on_logs = on_logs
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Pause: the first global weights are loaded here."""
+        self._on_begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop here if the task was aborted."""
+        self._poll()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop here if the task was aborted."""
+        self._poll()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop here if the task was aborted."""
+        self._poll()
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Pass one entry of the training's log on."""
+        self._on_logs(logs or {})

@@ -1,0 +1,119 @@
+"""Weights in and out of the live model, under the names of the Hugging Face checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+StateDict = dict[str, torch.Tensor]
+_SHOWN = 5
+
+
+def snapshot(model: PreTrainedModel | PeftModel) -> StateDict:
+    """A copy of what travels: contiguous CPU tensors that share no memory with the model.
+
+    Full models have the names of their checkpoint, with tied weights once; adapters those of PEFT's
+    ``save_pretrained``.
+    """
+    return {name: _copy(value) for name, value in _live(model).items()}
+
+
+def load(model: PreTrainedModel | PeftModel, values: Mapping[str, Any]) -> None:
+    """Write a global model into the live one, in place, so that optimizer and graph keep their references.
+
+    Args:
+        model: The model under training.
+        values: Name to tensor, NumPy array, or lazy value (an object with ``materialize()``); any float
+            dtype.
+
+    Raises:
+        ValueError: Names are missing or surplus, a shape differs, or a value is not finite. The names are
+            given, and checked before anything is written.
+    """
+    live = _live(model)
+    _check_names(live.keys(), values.keys())
+    if isinstance(model, PeftModel):
+        # The setter drops what it does not know, so all is checked before it. Adapters are small.
+        adapters = {name: _checked(name, values[name], live[name]) for name in live}
+        set_peft_model_state_dict(model, adapters)
+        return
+    _check_in_place(model, live)
+    with torch.no_grad():
+        for name, target in live.items():
+            target.copy_(_checked(name, values[name], target))
+
+
+def difference(new: Mapping[str, torch.Tensor], received: Mapping[str, Any]) -> StateDict:
+    """``new - received`` in float32, one tensor at a time; integer values are those of ``new``."""
+    return {
+        name: value.float() - as_tensor(received[name]).float() if value.is_floating_point() else value
+        for name, value in new.items()
+    }
+
+
+def as_tensor(value: Any) -> torch.Tensor:
+    """A tensor from a tensor, a NumPy array, or a lazy value."""
+    if callable(getattr(value, "materialize", None)):
+        value = value.materialize()
+    return torch.as_tensor(value)
+
+
+def _live(model: PreTrainedModel | PeftModel) -> StateDict:
+    if isinstance(model, PeftModel):
+        adapters: StateDict = get_peft_model_state_dict(model)
+        return adapters
+    state_dict = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
+    ignored = set(model._keys_to_ignore_on_save or ())
+    kept = {name: value for name, value in state_dict.items() if name not in ignored}
+    converted: StateDict = revert_weight_conversion(model, kept)
+    return converted
+
+
+def _copy(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _checked(name: str, value: Any, target: torch.Tensor) -> torch.Tensor:
+    tensor = as_tensor(value)
+    if tensor.shape != target.shape:
+        raise ValueError(
+            f"Global model: expected shape {tuple(target.shape)} for '{name}', found {tuple(tensor.shape)}. "
+            "Give server and sites the same model."
+        )
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise ValueError(
+            f"Global model: expected finite values in '{name}', found NaN or infinity. "
+            "A site's training diverged, or a lower precision overflowed."
+        )
+    return tensor
+
+
+def _check_names(expected: Any, found: Any) -> None:
+    missing, surplus = sorted(expected - found), sorted(found - expected)
+    if missing or surplus:
+        raise ValueError(
+            f"Global model: expected the {len(expected)} names of this site's model, found "
+            f"{len(missing)} missing{_some(missing)} and {len(surplus)} surplus{_some(surplus)}. "
+            "Give server and sites the same model and peft_config."
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return f" ({shown}{', ...' if len(names) > _SHOWN else ''})" if names else ""
+
+
+def _check_in_place(model: PreTrainedModel, live: StateDict) -> None:
+    """Refuse checkpoint values that are no views of the parameters: what is written to them would be lost."""
+    memory = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
+    copies = [name for name, value in live.items() if value.untyped_storage().data_ptr() not in memory]
+    if copies:
+        raise ValueError(
+            f"model_name_or_path: expected a model whose checkpoint maps onto its parameters, found that "
+            f"{type(model).__name__} converts {len(copies)} of them{_some(sorted(copies))}. "
+            "Train adapters (peft_config) instead."
+        )

@@ -1,0 +1,134 @@
+"""Shipped jobs, run by the real simulator as a user would, and judged by what they leave on disk."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.integration.conftest import SITES
+from tests.integration.simulator import (
+    Run,
+    assert_completed,
+    copy_job,
+    executor_args,
+    global_losses,
+    simulate,
+)
+
+pytestmark = pytest.mark.integration
+
+NUM_ROUNDS = 2
+SERVER = {"num_clients": len(SITES), "num_rounds": NUM_ROUNDS}
+
+GENERATE = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, base = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(base or folder)
+if base:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, folder)
+tokenizer = AutoTokenizer.from_pretrained(base or folder)
+tokens = model.generate(**tokenizer("dolly: 1 + 2?", return_tensors="pt"), max_new_tokens=5, do_sample=False)
+print("tokens:", tokens[0].tolist())
+"""
+
+
+def run_job(job: str, folder: Path, *, model: Path, data: Path, **options: Any) -> Run:
+    server, client = SERVER | options.pop("server", {}), options.pop("client", None)
+    copied = copy_job(job, folder / job, server=server, client=client)
+    return simulate(copied, folder / "workspace", sites=SITES, model=model, data=data, **options)
+
+
+def generate(folder: Path, base: Path | str = "") -> list[int]:
+    """Generates in another process with nothing but transformers and peft."""
+    command = [sys.executable, "-c", GENERATE, str(folder), str(base)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    return [int(token) for token in output.split("tokens:")[1].strip(" []\n").split(",")]
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -> Run:
+    return run_job("sft", tmp_path_factory.mktemp("sft"), model=model, data=data)
+
+
+def test_sft_completes_and_learns(sft: Run):
+    assert_completed(sft, num_rounds=NUM_ROUNDS)
+    for site in SITES:
+        before, after = global_losses(sft, site)
+        assert after < before
+
+
+def test_sft_sends_each_weight_once(sft: Run):
+    num_bytes = sum(value.numel() * 4 for value in sft.weights().values())
+    assert "lm_head.weight" not in sft.weights()
+    for record in sft.records("server", "traffic", operation="quantize"):
+        assert record["bytes_after"] == num_bytes
+
+
+def test_sft_model_opens_with_transformers(sft: Run):
+    assert len(generate(sft.model_dir())) > 1
+
+
+def test_sft_writes_tensorboard_events_on_sites_and_server(sft: Run):
+    for site in ["server", *SITES]:
+        assert list((sft.run_dir(site) / "tb_events").rglob("events.out.tfevents.*")), site
+
+
+def test_int8_stays_close_to_fp32_at_a_quarter_of_the_bytes(
+    sft: Run, tmp_path: Path, model: Path, data: Path
+):
+    int8 = run_job("sft_int8", tmp_path, model=model, data=data)
+    assert_completed(int8, num_rounds=NUM_ROUNDS)
+    for site in SITES:
+        assert global_losses(int8, site)[-1] == pytest.approx(global_losses(sft, site)[-1], rel=0.01)
+        for record in int8.records(site, "traffic", operation="quantize", task="train"):
+            assert record["bytes_after"] <= 0.30 * record["bytes_before"]  # a tiny model: its norms stay fp32
+
+
+def test_lora_int8_saves_an_adapter_that_peft_opens(tmp_path: Path, model: Path, data: Path):
+    run = run_job("peft_lora_int8", tmp_path, model=model, data=data)
+    assert_completed(run, num_rounds=NUM_ROUNDS)
+    assert all("lora_" in name for name in run.weights())
+    assert any(torch.count_nonzero(value) for name, value in run.weights().items() if "lora_B" in name)
+    assert len(generate(run.model_dir(), model)) > 1
+
+
+def test_scatter_and_gather(tmp_path: Path, model: Path, data: Path):
+    assert_completed(
+        run_job("sft_scatter_and_gather", tmp_path, model=model, data=data), num_rounds=NUM_ROUNDS
+    )
+
+
+def test_a_failing_site_fails_the_job_and_both_logs_say_why(tmp_path: Path, model: Path, data: Path):
+    def break_data(config: dict[str, Any]) -> None:
+        executor_args(config)["train_data"] = "{data_root}/{SITE_NAME}/missing.jsonl"
+
+    run = run_job("sft", tmp_path, model=model, data=data, client=break_data)
+    with pytest.raises(AssertionError):
+        assert_completed(run, num_rounds=NUM_ROUNDS)
+    assert run.exit_code != 0
+    for site in ["server", SITES[0]]:
+        assert "missing.jsonl" in run.log(site), site
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_filter_missing_on_one_side_fails_the_job(side: str, tmp_path: Path, model: Path, data: Path):
+    def remove_dequantize(config: dict[str, Any]) -> None:
+        config["task_result_filters" if side == "server" else "task_data_filters"] = []
+
+    job = copy_job("sft_int8", tmp_path / "job", server=SERVER)
+    copy = {"server": None, "client": None} | {side: remove_dequantize}
+    run = simulate(
+        copy_job(job.name, tmp_path / "broken", source=job.parent, **copy),
+        tmp_path / "workspace",
+        sites=SITES,
+        model=model,
+        data=data,
+    )
+    with pytest.raises(AssertionError):
+        assert_completed(run, num_rounds=NUM_ROUNDS)
+    assert "PrecisionDequantizeFilter" in run.log("server")

@@ -1,0 +1,250 @@
+"""The executor's tasks, through FLARE's own Shareable, DXO and FLContext."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from nvflare.apis.workspace import Workspace
+from nvflare.app_common.app_constant import AppConstants
+from safetensors.torch import load_file
+
+from nvflare_llm_components.executors import ERROR_HEADER, HFSFTExecutor
+from tests.tiny import save_tiny_model, write_rows
+
+SFT = {"per_device_train_batch_size": 4, "logging_steps": 1, "max_length": 64, "learning_rate": 1e-2}
+LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
+NUM_ROWS = 10
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows: list[dict[str, object]] = [{"input": f"{n}?", "output": str(n)} for n in range(NUM_ROWS)]
+    return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
+
+
+@pytest.fixture
+def fl_ctx(tmp_path: Path) -> FLContext:
+    (tmp_path / "startup").mkdir()
+    (tmp_path / "local").mkdir()
+    context = FLContext()
+    context.set_prop(FLContextKey.WORKSPACE_OBJECT, Workspace(str(tmp_path), "site-1"), private=True)
+    context.set_prop(ReservedKey.RUN_NUM, "job", private=False)
+    context.set_prop(ReservedKey.IDENTITY_NAME, "site-1", private=False)
+    return context
+
+
+@pytest.fixture
+def make(model: Path, data: Path, fl_ctx: FLContext):
+    made = []
+
+    def build(**changes: Any) -> HFSFTExecutor:
+        arguments = {
+            "model_name_or_path": str(model),
+            "train_data": str(data),
+            "eval_data": str(data),
+            "sft_config": SFT,
+        }
+        executor = HFSFTExecutor(**(arguments | changes))
+        made.append(executor)
+        return executor
+
+    yield build
+    for executor in made:
+        executor.handle_event(EventType.END_RUN, fl_ctx)
+    assert "nvflare-llm-training" not in [thread.name for thread in threading.enumerate()]
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "model.safetensors")
+
+
+def task(data: dict[str, Any], round_number: int = 0, **meta: Any) -> Shareable:
+    shareable = DXO(DataKind.WEIGHTS, data=data, meta=meta).to_shareable()
+    shareable.set_header(AppConstants.CURRENT_ROUND, round_number)
+    shareable.set_header(AppConstants.NUM_ROUNDS, 2)
+    return shareable
+
+
+def result(reply: Shareable) -> DXO:
+    assert reply.get_return_code() == ReturnCode.OK, reply.get_header(ERROR_HEADER)
+    return from_shareable(reply)
+
+
+def test_train_sends_plain_copies_under_checkpoint_names(make, model, fl_ctx):
+    executor = make()
+    reply = executor.execute("train", task(weights_of(model)), fl_ctx, Signal())
+    dxo = result(reply)
+    assert dxo.data.keys() == weights_of(model).keys()
+    for value in dxo.data.values():
+        assert type(value) is torch.Tensor
+        assert value.is_contiguous()
+    before = {name: value.clone() for name, value in dxo.data.items()}
+    executor.execute("train", task(weights_of(model), 1), fl_ctx, Signal())
+    assert all(torch.equal(before[name], dxo.data[name]) for name in before)
+    assert dxo.meta[MetaKey.NUM_STEPS_CURRENT_ROUND] == NUM_ROWS
+    assert dxo.meta[MetaKey.INITIAL_METRICS].keys() == {"eval_loss", "eval_perplexity", "train_loss"}
+    assert reply.get_header(AppConstants.CURRENT_ROUND) == 0
+
+
+def test_train_keeps_the_message_but_drops_its_weights(make, model, fl_ctx):
+    shared = weights_of(model)
+    shareable = task(shared)
+    result(make().execute("train", shareable, fl_ctx, Signal()))
+    assert "DXO" not in shareable
+    assert shareable.get_header(AppConstants.NUM_ROUNDS) == 2
+    assert torch.equal(shared["model.norm.weight"], weights_of(model)["model.norm.weight"])
+
+
+def test_diff_plus_received_is_full(make, model, fl_ctx):
+    received = {name: value.to(torch.float16) for name, value in weights_of(model).items()}
+    full = result(make().execute("train", task(received), fl_ctx, Signal()))
+    diff = result(make(params_type="DIFF").execute("train", task(received), fl_ctx, Signal()))
+    assert diff.data_kind == DataKind.WEIGHT_DIFF
+    for name, change in diff.data.items():
+        assert change.dtype == torch.float32
+        torch.testing.assert_close(received[name].float() + change, full.data[name], rtol=0, atol=1e-7)
+
+
+class Lazy:
+    def __init__(self, value: torch.Tensor):
+        self.value = value
+
+    def materialize(self) -> torch.Tensor:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda v: v.numpy(), Lazy, lambda v: v.double()], ids=["numpy", "lazy", "double"]
+)
+def test_values_of_any_kind_train_alike(convert, make, model, fl_ctx):
+    expected = result(make().execute("train", task(weights_of(model)), fl_ctx, Signal()))
+    converted = {name: convert(value) for name, value in weights_of(model).items()}
+    found = result(make().execute("train", task(converted), fl_ctx, Signal()))
+    assert all(torch.equal(found.data[name], expected.data[name]) for name in expected.data)
+
+
+def test_adapters_travel_under_peft_names(make, fl_ctx):
+    executor = make(peft_config=LORA)
+    first = result(executor.execute("get_weights", Shareable(), fl_ctx, Signal())).data
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in first
+    trained = result(executor.execute("train", task(first), fl_ctx, Signal())).data
+    assert trained.keys() == first.keys()
+    assert all(not torch.equal(trained[name], first[name]) for name in first)
+
+
+def test_validate_reports_the_received_model_and_keeps_its_own(make, model, fl_ctx):
+    executor = make()
+    zeros = {name: torch.zeros_like(value) for name, value in weights_of(model).items()}
+    before = result(executor.execute("submit_model", Shareable(), fl_ctx, Signal())).data
+    dxo = result(executor.execute("validate", task(zeros), fl_ctx, Signal()))
+    after = result(executor.execute("submit_model", Shareable(), fl_ctx, Signal())).data
+    assert dxo.data_kind == DataKind.METRICS
+    assert dxo.data["eval_loss"] == pytest.approx(np.log(264), rel=1e-3)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_metrics_have_a_line_for_each_step_evaluation_and_round(make, model, fl_ctx, tmp_path):
+    executor = make()
+    for number in range(2):
+        result(executor.execute("train", task(weights_of(model), number), fl_ctx, Signal()))
+    lines = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["round"]) for line in lines] == [
+        (kind, number) for number in range(2) for kind in ("eval", "train", "train", "train", "round")
+    ]
+    rounds = [line for line in lines if line["kind"] == "round"]
+    assert [(line["start_step"], line["end_step"]) for line in rounds] == [(0, 3), (3, 6)]
+    assert [line["num_examples"] for line in rounds] == [NUM_ROWS, NUM_ROWS]
+    assert list((tmp_path / "job" / "tb_events").glob("events.out.tfevents.*"))
+
+
+def missing(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: value for name, value in weights.items() if name != "model.norm.weight"}
+
+
+def surplus(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return weights | {"extra.weight": torch.zeros(1)}
+
+
+def misshaped(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return weights | {"model.norm.weight": torch.zeros(3)}
+
+
+def nonfinite(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return weights | {"model.norm.weight": torch.full((32,), torch.nan)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (missing, ["1 missing (model.norm.weight)"]),
+        (surplus, ["1 surplus (extra.weight)"]),
+        (misshaped, ["model.norm.weight", "(32,)", "(3,)"]),
+        (nonfinite, ["model.norm.weight", "NaN or infinity"]),
+    ],
+)
+def test_unusable_global_model_is_refused_by_name(change, words, make, model, fl_ctx):
+    reply = make().execute("train", task(change(weights_of(model))), fl_ctx, Signal())
+    assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert all(word in reply.get_header(ERROR_HEADER) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"train_data": "/nowhere/rows.jsonl"}, ["train_data", "/nowhere/rows.jsonl"]),
+        ({"train_data": None}, ["train_data", "None", "variable"]),
+        ({"model_name_or_path": "/nowhere/model"}, ["model_name_or_path", "/nowhere/model"]),
+        ({"model_name_or_path": None}, ["model_name_or_path", "None", "variable"]),
+        (
+            {"peft_config": {"peft_type": "LORA", "target_modules": ["nope"]}},
+            ["peft_config", "nope", "q_proj"],
+        ),
+        ({"peft_config": {"peft_type": "WHAT"}}, ["peft_config", "WHAT"]),
+        ({"local_steps": 1, "local_epochs": 1}, ["local_steps", "local_epochs"]),
+        ({"sft_config": {"num_train_epochs": 2}}, ["num_train_epochs", "local_epochs"]),
+        ({"sft_config": {"lerning_rate": 2}}, ["sft_config", "lerning_rate"]),
+        ({"model_kwargs": {"trust_remote_code": True}}, ["trust_remote_code"]),
+        ({"params_type": "HALF"}, ["params_type", "HALF"]),
+    ],
+)
+def test_wrong_arguments_fail_at_the_first_task_with_their_name(arguments, words, make, model, fl_ctx):
+    reply = make(**arguments).execute("train", task(weights_of(model)), fl_ctx, Signal())
+    assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert all(word in reply.get_header(ERROR_HEADER) for word in ["site-1", *words])
+
+
+def test_a_message_still_encoded_names_the_missing_filter(make, model, fl_ctx):
+    reply = make().execute("train", task(weights_of(model), nvflare_llm_precision={}), fl_ctx, Signal())
+    assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
+    assert "PrecisionDequantizeFilter" in reply.get_header(ERROR_HEADER)
+
+
+def test_an_unknown_task_is_unsupported(make, fl_ctx):
+    assert (
+        make().execute("dance", Shareable(), fl_ctx, Signal()).get_return_code()
+        == ReturnCode.TASK_UNSUPPORTED
+    )
+
+
+def test_abort_ends_a_round_and_leaves_no_thread(make, model, fl_ctx):
+    signal = Signal()
+    executor = make(local_steps=10**6)
+    threading.Timer(1.0, signal.trigger, [True]).start()
+    reply = executor.execute("train", task(weights_of(model)), fl_ctx, signal)
+    assert reply.get_return_code() == ReturnCode.TASK_ABORTED
+    assert "nvflare-llm-training" not in [thread.name for thread in threading.enumerate()]

@@ -1,0 +1,212 @@
+"""The filters on real NVFlare messages, serialized by NVFlare's own FOBS."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_copy
+from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
+from nvflare.app_common.decomposers import common_decomposers
+from nvflare.fuel.utils import fobs
+
+from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
+from nvflare_llm_components.quantization.message import META_KEY
+
+BROADCAST = "broadcast-1"
+common_decomposers.register()  # as every FLARE process does at its start
+
+
+def weights(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "embed.weight": torch.randn(50, 32, generator=generator),
+        "layer.weight": torch.randn(33, 65, generator=generator) * 1e-3,
+        "norm.weight": torch.ones(65),
+        "steps": torch.tensor(7),
+        "mask": torch.tensor([True, False]),
+    }
+
+
+def message(data, kind: str = DataKind.WEIGHTS, root_id: str | None = None) -> Shareable:
+    shareable = DXO(kind, data, meta={"NUM_STEPS_CURRENT_ROUND": 5}).to_shareable()
+    if root_id:
+        shareable.set_header(ReservedHeaderKey.MSG_ROOT_ID, root_id)
+    return shareable
+
+
+def over_the_wire(shareable: Shareable) -> Shareable:
+    return fobs.loads(fobs.dumps(shareable))
+
+
+def quantized(shareable: Shareable, **args) -> Shareable:
+    return PrecisionQuantizeFilter(**args).process(shareable, FLContext())
+
+
+def dequantized(shareable: Shareable, **args) -> DXO:
+    return from_shareable(PrecisionDequantizeFilter(**args).process(shareable, FLContext()))
+
+
+@pytest.mark.parametrize("kind", [DataKind.WEIGHTS, DataKind.WEIGHT_DIFF])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 0), ("fp16", 1e-3), ("bf16", 8e-3), ("int8", 0.02), ("nf4", 0.3)]
+)
+def test_a_message_comes_back_through_fobs(precision, tolerance, kind):
+    sent = weights()
+    arrived = over_the_wire(quantized(message(sent, kind), precision=precision))
+    dxo = dequantized(arrived)
+    assert dxo.data_kind == kind
+    assert list(dxo.data) == list(sent)
+    for name, value in sent.items():
+        assert dxo.data[name].dtype == value.dtype
+        assert dxo.data[name].shape == value.shape
+        assert torch.allclose(
+            dxo.data[name].float(), value.float(), atol=tolerance * float(value.float().abs().max())
+        )
+    assert dxo.meta["NUM_STEPS_CURRENT_ROUND"] == 5
+    assert META_KEY not in dxo.meta
+    assert dxo.get_filter_history() == ["PrecisionQuantizeFilter", "PrecisionDequantizeFilter"]
+
+
+def test_the_payload_is_contiguous_bytes_and_small_vectors_travel_as_they_are():
+    dxo = from_shareable(quantized(message(weights()), precision="int8"))
+    assert dxo.data["embed.weight"].dtype == torch.uint8
+    assert dxo.data["embed.weight"].shape == (1600 + 2 * 13,)
+    assert dxo.data["norm.weight"].dtype == torch.float32
+    assert dxo.data["steps"].dtype == torch.int64
+    assert all(value.is_contiguous() for value in dxo.data.values())
+    assert json.loads(json.dumps(dxo.meta[META_KEY])) == dxo.meta[META_KEY]
+
+
+def test_the_source_message_is_not_touched():
+    sent = weights()
+    before = {name: value.clone() for name, value in sent.items()}
+    shareable = message(sent)
+    shared_meta = from_shareable(shareable).meta
+    quantized(make_copy(shareable), precision="int8")
+    assert all(
+        torch.equal(sent[name], before[name]) and sent[name].dtype == before[name].dtype for name in before
+    )
+    assert shared_meta == {"NUM_STEPS_CURRENT_ROUND": 5}
+
+
+def test_a_resent_message_is_not_encoded_twice():
+    once = quantized(message(weights()), precision="nf4")
+    first = dict(from_shareable(once).data)
+    twice = quantized(once, precision="nf4")
+    assert all(from_shareable(twice).data[name] is value for name, value in first.items())
+    assert torch.allclose(dequantized(twice).data["embed.weight"], weights()["embed.weight"], atol=1.0)
+
+
+def test_one_encode_serves_all_clients_of_a_broadcast_in_any_thread():
+    shareable, quantize = message(weights(), root_id=BROADCAST), PrecisionQuantizeFilter(precision="int8")
+    results: list[DXO] = []
+
+    def serve():
+        results.append(from_shareable(quantize.process(make_copy(shareable), FLContext())))
+
+    threads = [threading.Thread(target=serve) for _ in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len({id(dxo.data["embed.weight"]) for dxo in results}) == 1
+    assert all(dxo.get_filter_history() == ["PrecisionQuantizeFilter"] for dxo in results)
+
+
+def test_changed_values_under_the_same_task_are_encoded_anew():
+    quantize = PrecisionQuantizeFilter(precision="fp16")
+    for seed in (0, 1):  # a relay keeps its task while the model changes
+        out = quantize.process(message(weights(seed), root_id=BROADCAST), FLContext())
+        assert torch.allclose(dequantized(out).data["embed.weight"], weights(seed)["embed.weight"], atol=0.01)
+
+
+def test_numpy_comes_back_as_numpy():
+    sent = {"w": np.random.default_rng(0).normal(size=(40, 40)), "n": np.arange(3), "flag": True}
+    dxo = dequantized(over_the_wire(quantized(message(sent), precision="int8")))
+    assert isinstance(dxo.data["w"], np.ndarray)
+    assert dxo.data["w"].dtype == np.float32
+    np.testing.assert_allclose(dxo.data["w"], sent["w"], atol=0.02)
+    np.testing.assert_array_equal(dxo.data["n"], sent["n"])
+    assert dxo.data["flag"] is True
+
+
+def test_messages_of_others_pass_untouched():
+    for shareable in (message(weights()), Shareable(), DXO(DataKind.METRICS, {"loss": 1.0}).to_shareable()):
+        before = dict(shareable)
+        after = PrecisionDequantizeFilter().process(shareable, FLContext())
+        assert after is shareable
+        assert dict(after) == before
+
+
+def test_each_member_of_a_collection_is_filtered_and_the_shared_one_left_alone():
+    parts = {"a": DXO(DataKind.WEIGHTS, weights(0)), "b": DXO(DataKind.WEIGHT_DIFF, weights(1))}
+    shareable = DXO(DataKind.COLLECTION, parts).to_shareable()
+    out = from_shareable(quantized(make_copy(shareable), precision="fp16"))
+    assert {name: META_KEY in part.meta for name, part in out.data.items()} == {"a": True, "b": True}
+    assert all(META_KEY not in part.meta for part in parts.values())
+    back = dequantized(over_the_wire(out.to_shareable()))
+    assert torch.allclose(back.data["b"].data["embed.weight"], weights(1)["embed.weight"], atol=0.01)
+
+
+def test_lazy_values_are_averaged_in_float32_by_the_aggregation_helper():
+    helper = WeightedAggregationHelper()
+    for client, (precision, num_tokens) in enumerate([("fp16", 70), ("int8", 1000), ("nf4", 3)]):
+        arrived = over_the_wire(quantized(message({"w": torch.full((4, 40), 1000.0)}), precision=precision))
+        lazy = dequantized(arrived, lazy=True).data
+        assert not isinstance(lazy["w"], torch.Tensor)
+        helper.add(lazy, num_tokens, f"site-{client}", 0)
+    mean = helper.get_result()["w"]
+    assert mean.dtype == torch.float32
+    assert torch.allclose(mean, torch.tensor(1000.0), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        ({"precision": "int7"}, "int7"),
+        ({"block_size": 100}, "100"),
+        ({"overrides": {"(": "fp16"}}, "regular expression"),
+        ({"overrides": {"a": "fp8"}}, "fp8"),
+    ],
+)
+def test_a_wrong_configuration_fails_when_the_job_is_parsed(args, found):
+    with pytest.raises(ValueError, match=found.replace("(", "\\(")):
+        PrecisionQuantizeFilter(**args)
+    with pytest.raises(ValueError, match="float12"):
+        PrecisionDequantizeFilter(restore_dtype="float12")
+
+
+def test_the_first_matching_override_decides():
+    overrides = {"norm": "int8", "embed|norm": "fp32"}
+    dxo = from_shareable(quantized(message(weights()), precision="fp16", overrides=overrides))
+    codecs = {name: entry["codec"] for name, entry in dxo.meta[META_KEY]["params"].items()}
+    assert codecs == {
+        "embed.weight": "raw",
+        "layer.weight": "fp16",
+        "norm.weight": "int8",
+        "steps": "raw",
+        "mask": "raw",
+    }
+
+
+def test_another_process_reads_the_message(tmp_path: Path):
+    file = tmp_path / "message.fobs"
+    file.write_bytes(fobs.dumps(quantized(message(weights()), precision="nf4")))
+    code = """
+import sys
+from nvflare.apis.dxo import from_shareable
+from nvflare.apis.fl_context import FLContext
+from nvflare.fuel.utils import fobs
+from nvflare_llm_components.filters import PrecisionDequantizeFilter
+dequantize = PrecisionDequantizeFilter()
+shareable = fobs.loads(open(sys.argv[1], "rb").read())
+print(from_shareable(dequantize.process(shareable, FLContext())).data["embed.weight"].double().sum().item())
+"""
+    printed = subprocess.check_output([sys.executable, "-c", code, str(file)], text=True)
+    here = dequantized(over_the_wire(quantized(message(weights()), precision="nf4")))
+    assert float(printed) == here.data["embed.weight"].double().sum().item()

@@ -1,0 +1,171 @@
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.abstract.model import make_model_learnable
+from nvflare.app_common.app_event_type import AppEventType
+from nvflare.fuel.utils import fobs
+
+from nvflare_llm_components.checkpoint.errors import CheckpointError
+from nvflare_llm_components.checkpoint.folder import map_weights
+from nvflare_llm_components.persistors import SafetensorsModelLocator, SafetensorsModelPersistor
+from tests.checkpoint.tiny_models import save_tiny_llama, state_of
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    save_tiny_llama(tmp_path / "source")
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def persistor(source: Path) -> SafetensorsModelPersistor:
+    return SafetensorsModelPersistor(model_name_or_path=str(source))
+
+
+@pytest.fixture
+def fl_ctx(tmp_path: Path, persistor: SafetensorsModelPersistor) -> FLContext:
+    """A context of a job whose run directory is `tmp_path/run`, in round 1."""
+    workspace = SimpleNamespace(get_run_dir=lambda job_id: str(tmp_path / "run"))
+    engine = SimpleNamespace(get_workspace=lambda: workspace, get_component={"persistor": persistor}.get)
+    context = FLContext()
+    context.set_prop("__engine__", engine, private=True, sticky=True)
+    context.set_prop(FLContextKey.CURRENT_RUN, "job", private=True, sticky=True)
+    context.set_prop("current_round", 1, private=True, sticky=False)
+    return context
+
+
+def shifted(source: Path, amount: float) -> dict[str, torch.Tensor]:
+    return {name: value + amount for name, value in map_weights(source).items()}
+
+
+def last(tmp_path: Path) -> Path:
+    return tmp_path / "run/global_model/last"
+
+
+def test_it_starts_from_the_source(persistor, fl_ctx, source: Path):
+    weights = persistor.load(fl_ctx)["weights"]
+    assert all(torch.equal(weights[name], value) for name, value in map_weights(source).items())
+
+
+def test_a_broadcasts_deep_copy_shares_the_tensors_and_can_be_sent(persistor, fl_ctx):
+    weights = persistor.load(fl_ctx)["weights"]
+    broadcast = copy.deepcopy(weights)
+    assert all(broadcast[name] is weights[name] for name in weights)
+    received = fobs.loads(fobs.dumps(broadcast))
+    assert all(torch.equal(received[name], value) for name, value in weights.items())
+
+
+def test_it_saves_each_round_and_hands_the_saved_file_back(persistor, fl_ctx, source: Path, tmp_path: Path):
+    persistor.load(fl_ctx)
+    for amount in (0.5, 1.5):
+        weights = shifted(source, amount)
+        mine = dict(weights)
+        persistor.save(make_model_learnable(weights, {}), fl_ctx)
+        saved = map_weights(last(tmp_path))
+        assert all(torch.equal(saved[name], value) for name, value in mine.items())
+        assert all(torch.equal(weights[name], value) for name, value in mine.items())
+        assert all(weights[name] is not value for name, value in mine.items())
+        assert all(copy.deepcopy(weights)[name] is value for name, value in weights.items())
+    record = json.loads((last(tmp_path) / "federation.json").read_text())
+    assert (record["round"], record["job_id"]) == (1, "job")
+
+
+def test_save_dtype_is_for_the_disk_and_the_master_stays(persistor, fl_ctx, source: Path, tmp_path: Path):
+    persistor.save_dtype = "bfloat16"
+    weights = shifted(source, 1e-6)
+    mine = dict(weights)
+    persistor.save(make_model_learnable(weights, {}), fl_ctx)
+    assert {value.dtype for value in map_weights(last(tmp_path)).values()} == {torch.bfloat16}
+    assert all(torch.equal(weights[name], value) for name, value in mine.items())
+
+
+def broken(source: Path, change) -> dict[str, torch.Tensor]:
+    weights = shifted(source, 0.0)
+    change(weights)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda w: w.clear(), "after round 1 is empty"),
+        (lambda w: w.pop("model.norm.weight"), r"1 missing \(model\.norm\.weight\)"),
+        (lambda w: w.update({"model.norm.weight": torch.ones(5)}), r"model\.norm\.weight \(5,\) instead"),
+        (lambda w: w["model.norm.weight"].fill_(float("nan")), r"model\.norm\.weight: 32 of 32 values"),
+    ],
+)
+def test_an_unsound_aggregate_is_refused_and_the_last_good_one_stays(
+    persistor, fl_ctx, source: Path, tmp_path: Path, change, sentence: str
+):
+    persistor.save(make_model_learnable(shifted(source, 0.5), {}), fl_ctx)
+    with pytest.raises(CheckpointError, match=sentence):
+        persistor.save(make_model_learnable(broken(source, change), {}), fl_ctx)
+    saved, good = map_weights(last(tmp_path)), shifted(source, 0.5)
+    assert all(torch.equal(saved[name], value) for name, value in good.items())
+
+
+def test_best_is_the_model_that_was_evaluated(persistor, fl_ctx, source: Path, tmp_path: Path):
+    evaluated = make_model_learnable(shifted(source, 0.5), {})
+    fl_ctx.set_prop("global_model", evaluated, private=True, sticky=True)
+    info = {"best_metrics": {"eval_loss": 2.5}}
+    fl_ctx.set_prop("metrics_selection_info", info, private=True, sticky=False)
+    persistor.handle_event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE, fl_ctx)
+    best = tmp_path / "run/global_model/best"
+    assert all(torch.equal(map_weights(best)[name], value) for name, value in shifted(source, 0.5).items())
+    record = json.loads((best / "federation.json").read_text())
+    assert (record["round"], record["metrics"]) == (0, {"eval_loss": 2.5})
+
+
+def test_the_inventory_grows_and_the_locator_names_it(persistor, fl_ctx, source: Path):
+    locator = SafetensorsModelLocator()
+    assert locator.get_model_names(fl_ctx) == ["source"]
+    model = make_model_learnable(shifted(source, 0.5), {})
+    fl_ctx.set_prop("global_model", model, private=True, sticky=True)
+    persistor.handle_event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE, fl_ctx)
+    persistor.save(make_model_learnable(shifted(source, 1.5), {}), fl_ctx)
+    assert locator.get_model_names(fl_ctx) == ["source", "last", "best"]
+    norm = "model.norm.weight"
+    found = {
+        name: locator.locate_model(name, fl_ctx).data[norm].mean().item()
+        for name in ("source", "last", "best")
+    }
+    assert found == {"source": 1.0, "last": 2.5, "best": 1.5}
+    for alias, name in (("FL_global_model.pt", "last"), ("best_FL_global_model.pt", "best")):
+        assert locator.locate_model(alias, fl_ctx).data[norm].mean().item() == found[name]
+
+
+def test_an_unknown_model_is_named(persistor, fl_ctx):
+    with pytest.raises(ValueError, match=r"'other': expected one of \['source'\]"):
+        persistor.get_model("other", fl_ctx)
+
+
+def test_the_locator_wants_our_persistor(fl_ctx):
+    with pytest.raises(TypeError, match="expected component 'other' to be a SafetensorsModelPersistor"):
+        SafetensorsModelLocator(persistor_id="other").get_model_names(fl_ctx)
+
+
+def test_an_adapter_is_saved_as_a_peft_folder(tmp_path: Path, source: Path, fl_ctx):
+    persistor = SafetensorsModelPersistor(
+        model_name_or_path=str(source),
+        peft_config={"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"},
+    )
+    weights = dict(persistor.load(fl_ctx)["weights"])
+    persistor.save(make_model_learnable({k: v + 1 for k, v in weights.items()}, {}), fl_ctx)
+    assert (last(tmp_path) / "adapter_config.json").is_file()
+    assert not (last(tmp_path) / "config.json").exists()
+    again = SafetensorsModelPersistor(model_name_or_path=str(last(tmp_path)))
+    assert all(torch.equal(again.load(fl_ctx)["weights"][k], v + 1) for k, v in weights.items())
+
+
+def test_construction_reads_nothing():
+    SafetensorsModelPersistor(model_name_or_path="/no/such/folder")
+
+
+def test_the_tiny_model_is_what_the_files_hold(source: Path, tmp_path: Path):
+    assert state_of(save_tiny_llama(tmp_path / "again")).keys() == map_weights(source).keys()

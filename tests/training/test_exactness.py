@@ -1,0 +1,126 @@
+"""One client's rounds are one centralized training, bit for bit: weights, losses and learning rates."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_config
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from nvflare_llm_components.training import weights
+from nvflare_llm_components.training.model import load_model, load_tokenizer
+from nvflare_llm_components.training.rows import load_rows
+from nvflare_llm_components.training.session import SFTSession
+from nvflare_llm_components.training.settings import TrainingSettings
+from tests.training.conftest import LORA, SFT
+
+Curve = list[tuple[int, float, float]]
+NUM_ROUNDS = 3
+BUDGETS = {
+    "epoch": ({"local_epochs": 1}, {"num_train_epochs": 3}),
+    "fractional": ({"local_epochs": 0.5}, {"num_train_epochs": 1.5}),
+    "steps": ({"local_steps": 4}, {"max_steps": 12}),
+}
+CASES = [
+    ("sft", "linear", 0, 1, "epoch"),
+    ("sft", "cosine", 2, 2, "fractional"),
+    ("sft", "constant", 0, 1, "steps"),
+    ("sft", "cosine", 0.25, 1, "epoch"),
+    ("lora", "linear", 2, 1, "steps"),
+    ("lora", "cosine", 0, 2, "epoch"),
+    ("lora", "constant_with_warmup", 2, 1, "fractional"),
+]
+
+
+class Curves(TrainerCallback):
+    def __init__(self) -> None:
+        self.points: Curve = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.points.append((state.global_step, logs["loss"], logs["learning_rate"]))
+
+
+def sft_config(schedule: str, warmup: float, accumulation: int) -> dict[str, Any]:
+    return {
+        **SFT,
+        "lr_scheduler_type": schedule,
+        "warmup_steps": warmup,
+        "gradient_accumulation_steps": accumulation,
+    }
+
+
+def centralized(model: Path, data: Path, out: Path, config: dict, peft: dict | None, total: dict):
+    curves = Curves()
+    trainer = SFTTrainer(
+        model=load_model(str(model), {}),
+        args=SFTConfig(
+            output_dir=str(out),
+            report_to="none",
+            save_strategy="no",
+            bf16=False,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            **config,
+            **total,
+        ),
+        train_dataset=load_rows(data, "train_data"),
+        processing_class=load_tokenizer(str(model)),
+        peft_config=get_peft_config({"task_type": "CAUSAL_LM", **peft}) if peft else None,
+        callbacks=[curves],
+    )
+    trainer.train()
+    return weights.snapshot(trainer.model), curves.points
+
+
+def curve_of(folder: Path) -> Curve:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["learning_rate"]) for line in lines if line["kind"] == "train"]
+
+
+def federated(
+    session: SFTSession, num_rounds: int, first: weights.StateDict | None = None
+) -> weights.StateDict:
+    sent = first or session.snapshot()
+    for number in range(num_rounds):
+        session.begin_round(number, num_rounds, bool)
+        session.load(sent)
+        if session.has_eval_data:
+            session.evaluate()
+        session.train_round()
+        sent = session.snapshot()
+    return sent
+
+
+def assert_same(found: weights.StateDict, expected: weights.StateDict) -> None:
+    assert found.keys() == expected.keys()
+    assert not [name for name in expected if not torch.equal(found[name], expected[name])]
+
+
+@pytest.mark.parametrize(("kind", "schedule", "warmup", "accumulation", "budget"), CASES)
+def test_rounds_equal_one_call(
+    kind, schedule, warmup, accumulation, budget, model_folder, data_file, tmp_path
+):
+    peft = LORA if kind == "lora" else None
+    config = sft_config(schedule, warmup, accumulation)
+    local, total = BUDGETS[budget]
+    expected, curve = centralized(model_folder, data_file, tmp_path / "one", config, peft, total)
+    session = SFTSession(
+        TrainingSettings(
+            model_name_or_path=str(model_folder),
+            train_data=data_file,
+            eval_data=data_file,
+            sft_config=config,
+            peft_config=peft,
+            **local,
+        ),
+        tmp_path / "rounds",
+    )
+    found = federated(session, NUM_ROUNDS)
+    session.close()
+    assert len(curve) > NUM_ROUNDS
+    assert curve_of(tmp_path / "rounds") == curve
+    assert_same(found, expected)
