@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nvflare.apis.dxo import DXO
+from nvflare.apis.dxo import DXO, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.model import (
     ModelLearnable,
     ModelLearnableKey,
@@ -31,6 +34,8 @@ FOLDER = "global_model"
 SOURCE, LAST, BEST = "source", "last", "best"
 ALIASES = {"FL_global_model.pt": LAST, "best_FL_global_model.pt": BEST}
 MODEL_FORMAT = "safetensors"
+ERROR_HEADER = "nvflare_llm_error"  # set by our executor on the reply of a failed task
+WIRE_MARKER = "nvflare_llm_precision"  # the meta key of a message in lower precision
 
 
 class SafetensorsModelPersistor(ModelPersistor):
@@ -92,9 +97,30 @@ class SafetensorsModelPersistor(ModelPersistor):
         self._hand_back(weights, self._folder(fl_ctx, LAST))
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Save the model that the sites have just evaluated as `best`, when a selector says that it is."""
-        if event_type != AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
+        """Save as `best` what the sites have just evaluated; look at each result before it counts."""
+        if event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
+            self._save_best(fl_ctx)
+        elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
+            self._inspect_result(fl_ctx)
+
+    def _inspect_result(self, fl_ctx: FLContext) -> None:
+        """Log why a site failed, and end the job where a result is still encoded: its average is noise."""
+        result = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+        if not isinstance(result, Shareable):
             return
+        if reason := result.get_header(ERROR_HEADER):
+            self.log_error(fl_ctx, str(reason))
+        elif _is_encoded(result):
+            site = fl_ctx.get_peer_context().get_identity_name()
+            task = fl_ctx.get_prop(FLContextKey.TASK_NAME)
+            self.system_panic(
+                f"Result of task '{task}' from site '{site}': expected full precision, found it still "
+                "encoded. PrecisionDequantizeFilter is missing from the server's task_result_filters for "
+                "this task.",
+                fl_ctx,
+            )
+
+    def _save_best(self, fl_ctx: FLContext) -> None:
         evaluated = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)
         tensors = {
             name: torch.as_tensor(value) for name, value in evaluated[ModelLearnableKey.WEIGHTS].items()
@@ -170,6 +196,13 @@ class SafetensorsModelPersistor(ModelPersistor):
             "metrics": metrics or {},
             "parents": {"source": self.model_name_or_path, "sites": sites},
         }
+
+
+def _is_encoded(result: Shareable) -> bool:
+    try:
+        return from_shareable(result).get_meta_prop(WIRE_MARKER) is not None
+    except ValueError:  # no model in it
+        return False
 
 
 def _best_metrics(fl_ctx: FLContext) -> dict[str, float]:

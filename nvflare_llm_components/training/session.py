@@ -92,14 +92,20 @@ class SFTSession:
             self._worker = Worker(self._train)
             self._worker.start()
 
-    def evaluate(self, aborted: Callable[[], bool] = bool) -> Metrics:
-        """Loss and perplexity of the present weights on ``eval_data``. Random states stay untouched."""
+    def evaluate(self, aborted: Callable[[], bool] = bool, round_number: int | None = None) -> Metrics:
+        """Loss and perplexity of the present weights on ``eval_data``. Random states stay untouched.
+
+        Args:
+            aborted: Polled at each batch; True ends the evaluation with ``TrainingStoppedError``.
+            round_number: The round to record it under; the present one if None.
+        """
         self._aborted = aborted
+        number = self._round if round_number is None else round_number
         run = self._worker.call if self._worker else _call
         with randomness.preserved():
             loss = float(run(self._trainer.evaluate)["eval_loss"])
         metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
-        self._metrics.write("eval", step=self._trainer.state.global_step, round=self._round, **metrics)
+        self._metrics.write("eval", step=self._trainer.state.global_step, round=number, **metrics)
         return metrics
 
     def train_round(self) -> RoundReport:
@@ -127,6 +133,12 @@ class SFTSession:
     def record(self, report: RoundReport, task_seconds: float) -> None:
         """Add the round's line to ``metrics.jsonl``."""
         self._metrics.write("round", **asdict(report), task_seconds=task_seconds)
+
+    def save_model(self, folder: Path) -> Path:
+        """Write model (or adapter) and tokenizer as ``from_pretrained`` opens them; returns ``folder``."""
+        self._trainer.model.save_pretrained(folder)
+        self._trainer.processing_class.save_pretrained(folder)
+        return folder
 
     def close(self) -> None:
         """End the training thread and close the files."""

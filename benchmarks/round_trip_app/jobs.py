@@ -1,0 +1,91 @@
+"""The job folders of round_trip.py: ours and the stock one, at several precisions."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+OURS = "nvflare_llm_components"
+STOCK = "nvflare.app_opt.pt"
+TIMEOUTS = {"get_task_timeout": 3600, "submit_task_result_timeout": 3600}
+
+
+def write_job(folder: Path, run: str, model: Path, num_clients: int, num_rounds: int) -> Path:
+    """Write the job of a run such as "ours-int8" or "stock-fp16"."""
+    side, precision = run.split("-")
+    config = folder / "app" / "config"
+    config.mkdir(parents=True)
+    custom = folder / "app" / "custom"
+    custom.mkdir()
+    shutil.copy(Path(__file__).with_name("round_trip_parts.py"), custom)
+    (folder / "meta.json").write_text(
+        json.dumps({"name": run, "min_clients": num_clients, "deploy_map": {"app": ["@ALL"]}})
+    )
+    down, up = _filters(side, precision)
+    server = {
+        "format_version": 2,
+        "workflows": [
+            {
+                "id": "fedavg",
+                "path": "nvflare.app_common.workflows.fedavg.FedAvg",
+                "args": {"num_clients": num_clients, "num_rounds": num_rounds},
+            }
+        ],
+        "components": [{"id": "persistor", **_persistor(side, model)}],
+        "task_data_filters": _at_train(down),
+        "task_result_filters": _at_train(up),
+    }
+    client = {
+        "format_version": 2,
+        **TIMEOUTS,
+        "executors": [
+            {"tasks": ["train"], "executor": {"path": "round_trip_parts.AddingExecutor", "args": {}}}
+        ],
+        "components": [],
+        "task_data_filters": _at_train(_client_restores(up)),
+        "task_result_filters": _at_train(down),
+    }
+    (config / "config_fed_server.json").write_text(json.dumps(server, indent=2))
+    (config / "config_fed_client.json").write_text(json.dumps(client, indent=2))
+    return folder
+
+
+def _persistor(side: str, model: Path) -> dict[str, Any]:
+    if side == "ours":
+        return {
+            "path": f"{OURS}.persistors.SafetensorsModelPersistor",
+            "args": {"model_name_or_path": str(model)},
+        }
+    return {
+        "path": f"{STOCK}.file_model_persistor.PTFileModelPersistor",
+        "args": {
+            "model": {"path": "round_trip_parts.StockModel", "args": {"folder": str(model)}},
+            "allow_numpy_conversion": False,
+        },
+    }
+
+
+def _filters(side: str, precision: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the filter that lowers the precision, and the one that restores it."""
+    if precision == "fp32":
+        return [], []
+    if side == "ours":
+        return (
+            [{"path": f"{OURS}.filters.PrecisionQuantizeFilter", "args": {"precision": precision}}],
+            [{"path": f"{OURS}.filters.PrecisionDequantizeFilter", "args": {}}],
+        )
+    quantization = f"{STOCK}.quantization"
+    return (
+        [{"path": f"{quantization}.quantizer.ModelQuantizer", "args": {"quantization_type": "float16"}}],
+        [{"path": f"{quantization}.dequantizer.ModelDequantizer", "args": {}}],
+    )
+
+
+def _client_restores(filters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Ours can decode one value at a time as the executor loads it."""
+    lazy = {"lazy": True}
+    return [{**f, "args": lazy} if f["path"].startswith(OURS) else f for f in filters]
+
+
+def _at_train(filters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"tasks": ["train"], "filters": filters}] if filters else []
