@@ -19,6 +19,7 @@ from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic
 from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
+from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 
 from nvflare_llm_components.training import weights
 from nvflare_llm_components.training.session import RoundReport, SFTSession
@@ -97,23 +98,30 @@ class HFSFTExecutor(Executor):
         if event_type == EventType.START_RUN:
             self._engine = fl_ctx.get_engine()
         elif event_type == EventType.END_RUN:
-            self._close()
+            self._close(job_is_over=True)
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
     ) -> Shareable:
         """Answer one task; a failure is answered with a return code and its reason in ``ERROR_HEADER``."""
         with self._lock:
-            try:
-                return self._answer(task_name, shareable, fl_ctx, abort_signal)
-            except TrainingStoppedError:
+            reply = self._guarded(task_name, shareable, fl_ctx, abort_signal)
+            if reply.get_return_code() in (ReturnCode.TASK_ABORTED, ReturnCode.EXECUTION_EXCEPTION):
+                # Out of the handler, so that the exception no longer holds the model's memory.
                 self._close()
-                return make_reply(ReturnCode.TASK_ABORTED)
-            except BadRequestError as error:
-                return self._failed(ReturnCode.BAD_REQUEST_DATA, task_name, error, fl_ctx)
-            except Exception as error:
-                self._close()
-                return self._failed(ReturnCode.EXECUTION_EXCEPTION, task_name, error, fl_ctx)
+            return reply
+
+    def _guarded(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        try:
+            return self._answer(task_name, shareable, fl_ctx, abort_signal)
+        except TrainingStoppedError:
+            return make_reply(ReturnCode.TASK_ABORTED)
+        except BadRequestError as error:
+            return self._failed(ReturnCode.BAD_REQUEST_DATA, task_name, error, fl_ctx)
+        except Exception as error:
+            return self._failed(ReturnCode.EXECUTION_EXCEPTION, task_name, error, fl_ctx)
 
     def _answer(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -137,29 +145,38 @@ class HFSFTExecutor(Executor):
 
     def _train(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         started = time.monotonic()
-        received = _global_model(shareable)
+        received, proximal_mu = _global_model(shareable)
         session = self._prepared(fl_ctx)
-        current_round = shareable.get_header(AppConstants.CURRENT_ROUND) or 0
-        session.begin_round(
-            current_round, shareable.get_header(AppConstants.NUM_ROUNDS), lambda: bool(abort_signal.triggered)
-        )
+        round_number = shareable.get_header(AppConstants.CURRENT_ROUND) or 0
         if received:
             session.load(received)
+        kept = session.kept_round(round_number)
+        if kept:
+            self.log_info(
+                fl_ctx, f"Round {round_number}: trained before this process was started, sent again"
+            )
+            return self._result(session.snapshot(), received, *kept)
         if self.params_type == "FULL":
             # FLARE holds the task while execute() runs. Its dict may be shared: dropped, not cleared.
             received = {}
             shareable.pop("DXO", None)
         elif not received:
             received = session.snapshot()
-        metrics = session.evaluate(lambda: bool(abort_signal.triggered)) if session.has_eval_data else {}
-        report = session.train_round()
-        reply = self._result(session.snapshot(), received, report, metrics)
+
+        def aborted() -> bool:
+            return bool(abort_signal.triggered)
+
+        session.begin_round(round_number, shareable.get_header(AppConstants.NUM_ROUNDS), aborted)
+        metrics = session.evaluate(aborted) if session.has_eval_data else {}
+        report = session.train_round(proximal_mu)
+        sent = session.snapshot()
+        session.keep(report, metrics, sent, wait=_is_simulator(fl_ctx))
         session.record(report, time.monotonic() - started)
         self._log_round(report, metrics, fl_ctx)
-        return reply
+        return self._result(sent, received, report, metrics)
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        received = _global_model(shareable)
+        received, _ = _global_model(shareable)
         session = self._prepared(fl_ctx)
         if not session.has_eval_data:
             raise BadRequestError(
@@ -237,14 +254,16 @@ class HFSFTExecutor(Executor):
             f"{report.train_seconds:.1f} s of training",
         )
 
-    def _close(self) -> None:
+    def _close(self, job_is_over: bool = False) -> None:
         session, self._session = self._session, None
         if session:
             session.close()
+            if job_is_over:
+                session.forget()
 
 
-def _global_model(shareable: Shareable) -> Mapping[str, Any]:
-    """The weights in a task, or an empty mapping where the server has none yet."""
+def _global_model(shareable: Shareable) -> tuple[Mapping[str, Any], float]:
+    """The weights in a task (none where the server has none yet), and FedProx's coefficient (0 for none)."""
     try:
         dxo = from_shareable(shareable)
     except (ValueError, KeyError) as error:
@@ -260,8 +279,7 @@ def _global_model(shareable: Shareable) -> Mapping[str, Any]:
         )
     if dxo.data_kind != DataKind.WEIGHTS and dxo.data:
         raise BadRequestError(f"Task data: expected data kind WEIGHTS, found {dxo.data_kind}.")
-    data: Mapping[str, Any] = dxo.data
-    return data
+    return dxo.data, float(dxo.meta.get(AlgorithmConstants.FEDPROX_MU) or 0.0)
 
 
 def _given(name: str, value: str | None) -> str:
@@ -276,6 +294,11 @@ def _given(name: str, value: str | None) -> str:
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _is_simulator(fl_ctx: FLContext) -> bool:
+    """Whether FLARE may end this process as soon as its task is answered."""
+    return bool(fl_ctx.get_job_id() == SimulatorConstants.JOB_NAME)
 
 
 def _folders(fl_ctx: FLContext) -> tuple[Path, Path]:

@@ -1,26 +1,28 @@
 """One site's training over a whole job: built once, fed a global model each round."""
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers import PrinterCallback
+import torch
 
-from nvflare_llm_components.training import randomness, weights
-from nvflare_llm_components.training.budget import Budget, steps_per_epoch
+from nvflare_llm_components.training import randomness, state, weights
+from nvflare_llm_components.training.build import build_trainer, local_budget
 from nvflare_llm_components.training.metrics import Listener, MetricsLog, perplexity
-from nvflare_llm_components.training.model import load_model, load_peft_config, load_tokenizer
-from nvflare_llm_components.training.rows import load_rows
-from nvflare_llm_components.training.settings import TrainingSettings, build_sft_config
-from nvflare_llm_components.training.trainer import RoundCallback, RoundTrainer, Tally
+from nvflare_llm_components.training.settings import TrainingSettings
+from nvflare_llm_components.training.trainer import Proximal, RoundCallback, Tally
 from nvflare_llm_components.training.worker import TrainingStoppedError, Worker
 
 logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
+Aborted = Callable[[], bool]
+T = TypeVar("T")
 _STOP_TIMEOUT_S = 8.0  # FLARE kills an aborted process after ten
+STATE_FOLDER = "trainer_state"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class SFTSession:
 
     Args:
         settings: What the job asks for.
-        folder: The site's run directory of this job; curves and training state are kept there.
+        folder: The site's run directory of this job; curves and training state are kept there. A state that
+            a lost process left there is taken up.
         listener: Called with each curve's new point.
 
     Raises:
@@ -52,18 +55,20 @@ class SFTSession:
 
     def __init__(self, settings: TrainingSettings, folder: Path, listener: Listener | None = None):
         self._settings = settings = settings.checked()
-        self._trainer = _build_trainer(settings, folder)
-        callback = RoundCallback(self._on_begin, self._poll, self._on_logs)
-        self._trainer.add_callback(callback)
-        self._trainer.remove_callback(PrinterCallback)
+        self._states = state.StateFolder(folder / STATE_FOLDER)
+        self._saved = None if settings.checkpoint == "never" else self._states.latest()
+        self._progress = state.read_progress(self._saved) if self._saved else {}
+        self._trainer = build_trainer(settings, folder / STATE_FOLDER)
+        self._trainer.add_callback(RoundCallback(self._on_begin, self._poll, self._on_logs))
         self._trainer.pause = self._pause
         self._random_state = randomness.capture()
         self._metrics = MetricsLog(folder, listener)
-        self._budget = _budget(self._trainer, settings)
+        self._budget = local_budget(self._trainer, settings)
         self._worker: Worker | None = None
-        self._aborted: Callable[[], bool] = bool
+        self._aborted: Aborted = bool
         self._round = 0
-        self._rounds_done = 0
+        self._received = ""
+        self._rounds_done = int(self._progress.get("rounds_done", 0))
 
     @property
     def has_eval_data(self) -> bool:
@@ -72,13 +77,15 @@ class SFTSession:
 
     def snapshot(self) -> weights.StateDict:
         """A copy of the weights that travel; see :func:`weights.snapshot`."""
-        return weights.snapshot(self._trainer.model)
+        if self._worker is None and self._saved:
+            return state.read_sent(self._saved)
+        return self._call(lambda: weights.snapshot(self._trainer.model))
 
     def load(self, values: Mapping[str, Any]) -> None:
         """Write a global model into the live one; see :func:`weights.load`. Only between rounds."""
-        weights.load(self._trainer.model, values)
+        self._received = self._call(lambda: weights.load(self._trainer.model, values))
 
-    def begin_round(self, round_number: int, num_rounds: int | None, aborted: Callable[[], bool]) -> None:
+    def begin_round(self, round_number: int, num_rounds: int | None, aborted: Aborted) -> None:
         """Park the training at the start of a round, where weights may be loaded.
 
         Args:
@@ -88,11 +95,12 @@ class SFTSession:
         """
         self._aborted, self._round = aborted, round_number
         if self._worker is None:
-            self._trainer.horizon = self._budget.boundary(max(num_rounds or 1, 1))
+            planned = self._budget.boundary(max(num_rounds or 1, 1))
+            self._trainer.horizon = int(self._progress.get("horizon", planned))
             self._worker = Worker(self._train)
             self._worker.start()
 
-    def evaluate(self, aborted: Callable[[], bool] = bool, round_number: int | None = None) -> Metrics:
+    def evaluate(self, aborted: Aborted = bool, round_number: int | None = None) -> Metrics:
         """Loss and perplexity of the present weights on ``eval_data``. Random states stay untouched.
 
         Args:
@@ -101,34 +109,64 @@ class SFTSession:
         """
         self._aborted = aborted
         number = self._round if round_number is None else round_number
-        run = self._worker.call if self._worker else _call
         with randomness.preserved():
-            loss = float(run(self._trainer.evaluate)["eval_loss"])
+            loss = float(self._call(self._trainer.evaluate)["eval_loss"])
         metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
         self._metrics.write("eval", step=self._trainer.state.global_step, round=number, **metrics)
         return metrics
 
-    def train_round(self) -> RoundReport:
-        """Train the local budget of the round that :meth:`begin_round` began."""
+    def train_round(self, proximal_mu: float = 0.0) -> RoundReport:
+        """Train the local budget of the round that :meth:`begin_round` began.
+
+        Args:
+            proximal_mu: FedProx's coefficient; 0 for none.
+        """
+        if self._worker is None:
+            raise RuntimeError("Expected begin_round before train_round.")
         trainer, started = self._trainer, time.monotonic()
         start_step = trainer.state.global_step
         trainer.tally = Tally()
+        trainer.proximal = Proximal(trainer.model, proximal_mu) if proximal_mu else None
         trainer.boundary = self._budget.boundary(self._rounds_done + 1)
-        if self._worker is None:
-            raise RuntimeError("Expected begin_round before train_round.")
+        if trainer.boundary > trainer.horizon:
+            logger.warning(
+                "Round %d is beyond the planned %d steps: the learning rate's schedule is stretched to %d.",
+                *(self._round, trainer.horizon, trainer.boundary),
+            )
+            self._call(lambda: trainer.stretch_schedule(trainer.boundary))
         self._worker.advance()
         self._rounds_done += 1
-        num_steps = trainer.state.global_step - start_step
-        return RoundReport(
-            round=self._round,
-            start_step=start_step,
-            end_step=trainer.state.global_step,
-            num_steps=num_steps,
-            num_tokens=trainer.tally.num_tokens,
-            num_examples=trainer.tally.num_examples,
-            train_loss=float(trainer.tally.loss_sum) / max(num_steps, 1),
-            train_seconds=time.monotonic() - started,
-        )
+        trainer.proximal = None
+        if self._settings.optimizer_state == "reset":
+            trainer.optimizer.state.clear()
+        return self._report(start_step, time.monotonic() - started)
+
+    def keep(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict, wait: bool) -> None:
+        """Write what a new process would need to go on.
+
+        Args:
+            report: The round just trained.
+            metrics: What :meth:`evaluate` found at its start.
+            sent: The weights it ended with.
+            wait: Return when it is on disk; otherwise it is written while the site is idle.
+        """
+        if self._settings.checkpoint == "never" or self._worker is None:
+            return
+        if wait or self._settings.checkpoint == "always":
+            self._worker.call(lambda: self._write(report, metrics, sent))
+        else:
+            self._worker.submit(lambda: self._write_quietly(report, metrics, sent))
+
+    def kept_round(self, round_number: int) -> tuple[RoundReport, Metrics] | None:
+        """What a lost process had done for this round and this global model, but may not have sent.
+
+        None if the round is yet to be trained; otherwise :meth:`snapshot` has its weights.
+        """
+        if self._worker is not None or not self._progress:
+            return None
+        report = RoundReport(**self._progress["report"])
+        is_same = (report.round, self._progress["received"]) == (round_number, self._received)
+        return (report, self._progress["metrics"]) if is_same else None
 
     def record(self, report: RoundReport, task_seconds: float) -> None:
         """Add the round's line to ``metrics.jsonl``."""
@@ -141,26 +179,77 @@ class SFTSession:
         return folder
 
     def close(self) -> None:
-        """End the training thread and close the files."""
+        """End the training thread, close the files and give the memory back."""
         if self._worker and not self._worker.stop(_STOP_TIMEOUT_S):
             logger.warning("The training thread did not end within %s s.", _STOP_TIMEOUT_S)
         self._worker = None
         self._metrics.close()
+        del self._trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def forget(self) -> None:
+        """Remove the state on disk: the job is over."""
+        self._states.clear()
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """Run in the parked thread, after whatever it is still writing."""
+        return self._worker.call(function) if self._worker else function()
+
+    def _report(self, start_step: int, seconds: float) -> RoundReport:
+        tally, end_step = self._trainer.tally, self._trainer.state.global_step
+        return RoundReport(
+            round=self._round,
+            start_step=start_step,
+            end_step=end_step,
+            num_steps=end_step - start_step,
+            num_tokens=tally.num_tokens,
+            num_examples=tally.num_examples,
+            train_loss=float(tally.loss_sum) / max(end_step - start_step, 1),
+            train_seconds=seconds,
+        )
+
+    def _write(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
+        trainer = self._trainer
+        progress = {
+            "rounds_done": self._rounds_done,
+            "horizon": trainer.horizon,
+            "received": self._received,
+            "report": asdict(report),
+            "metrics": metrics,
+            "log_position": trainer.log_position(),
+        }
+
+        def fill(folder: Path) -> None:
+            state.save_training(trainer, self._random_state, folder)
+            state.save_progress(folder, progress, sent)
+
+        self._states.write(report.end_step, fill)
+
+    def _write_quietly(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
+        try:
+            self._write(report, metrics, sent)
+        except OSError:
+            logger.exception("The training state could not be written; a lost process would start afresh.")
 
     def _train(self) -> None:
         randomness.restore(self._random_state)
-        self._trainer.train()
+        self._trainer.train(resume_from_checkpoint=str(self._saved) if self._saved else None)
 
     def _on_begin(self) -> None:
         # Fractions of the whole are fractions of the horizon, not of a loop without an end.
         self._trainer.state.compute_steps(self._trainer.args, self._trainer.horizon)
+        if self._progress:
+            self._trainer.set_log_position(self._progress["log_position"])
         self._pause()
 
     def _pause(self) -> None:
         if self._worker is None:
             raise TrainingStoppedError
-        with randomness.preserved():
-            self._worker.park()
+        self._random_state = randomness.capture()
+        self._worker.park()
+        randomness.restore(self._random_state)
 
     def _poll(self) -> None:
         if self._aborted():
@@ -168,64 +257,12 @@ class SFTSession:
 
     def _on_logs(self, logs: dict[str, float]) -> None:
         if "loss" in logs:
-            state = self._trainer.state
+            position = self._trainer.state
             self._metrics.write(
                 "train",
-                step=state.global_step,
+                step=position.global_step,
                 round=self._round,
-                epoch=state.epoch,
+                epoch=position.epoch,
                 loss=float(logs["loss"]),
                 learning_rate=float(logs["learning_rate"]),
             )
-
-
-def _call(function: Callable[[], Any]) -> Any:
-    return function()
-
-
-def _build_trainer(settings: TrainingSettings, folder: Path) -> RoundTrainer:
-    """Data first: what is cheap to check fails before a model is loaded."""
-    train_rows = load_rows(settings.train_data, "train_data")
-    eval_rows = load_rows(settings.eval_data, "eval_data") if settings.eval_data else None
-    config = build_sft_config(settings.sft_config, folder / "trainer_state")
-    peft_config = load_peft_config(settings.peft_config) if settings.peft_config else None
-    tokenizer = load_tokenizer(settings.model_name_or_path)
-    _check_chat_template(train_rows, tokenizer, config)
-    model = load_model(settings.model_name_or_path, settings.model_kwargs)
-    try:
-        return RoundTrainer(
-            model=model,
-            args=config,
-            train_dataset=train_rows,
-            eval_dataset=eval_rows,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-        )
-    except ValueError as error:
-        what = "peft_config" if "odules" in str(error) and peft_config else "sft_config"
-        modules = sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if "." in name})
-        known = f" The model's modules are {', '.join(modules)}." if what == "peft_config" else ""
-        raise ValueError(f"{what}: the trainer cannot be built: {error}{known}") from error
-
-
-def _check_chat_template(rows: Any, tokenizer: Any, config: Any) -> None:
-    is_chat = isinstance(rows[0].get("prompt"), list)
-    if is_chat and tokenizer.chat_template is None and config.chat_template_path is None:
-        raise ValueError(
-            "train_data: expected a tokenizer with a chat template for rows with messages, found none. "
-            "Use a chat model, or prepare rows of input and output."
-        )
-
-
-def _budget(trainer: RoundTrainer, settings: TrainingSettings) -> Budget:
-    args = trainer.args
-    num_rows = len(trainer.train_dataset)
-    steps = steps_per_epoch(
-        num_rows,
-        args.per_device_train_batch_size,
-        args.gradient_accumulation_steps,
-        args.dataloader_drop_last,
-    )
-    return Budget(
-        local_steps=settings.local_steps, local_epochs=settings.local_epochs or 1.0, steps_per_epoch=steps
-    )

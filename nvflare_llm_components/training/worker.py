@@ -50,6 +50,10 @@ class Worker:
         self._requests.put((function, future))
         return future.result()
 
+    def submit(self, function: Callable[[], None]) -> None:
+        """Run ``function`` in the parked thread without waiting; later requests wait for it."""
+        self._requests.put((function, Future()))
+
     def advance(self) -> None:
         """Let the thread go on until it parks again. Raises what ended it, if it ended."""
         request = _Leave()
