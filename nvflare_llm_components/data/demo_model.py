@@ -18,19 +18,19 @@ def save_base_model(
     text: Sequence[str],
     *,
     vocab_size: int = 1024,
-    hidden_size: int = 192,
-    num_layers: int = 4,
+    hidden_size: int = 160,
+    num_layers: int = 3,
     num_steps: int = 300,
     seed: int = 0,
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> int:
-    """Writes a Hugging Face folder: a byte-level BPE tokenizer and a Llama with tied embeddings that has read ``text``.
+    """Writes a Hugging Face folder: a byte-level BPE tokenizer and a Llama that has read ``text``.
 
     Args:
         folder: where to write.
         text: documents to learn the tokenizer and the weights from.
         vocab_size: size of the vocabulary at most.
-        hidden_size: width, a multiple of 32 (the width of a head).
+        hidden_size: width, a multiple of 8.
         num_layers: number of layers.
         num_steps: optimizer steps on ``text``.
         seed: of the weights and of the order of reading.
@@ -101,7 +101,7 @@ def _read(
     stream: torch.Tensor,
     num_steps: int,
     progress: Callable[[int, float], None],
-    batch_size: int = 16,
+    batch_size: int = 8,
     length: int = 64,
     learning_rate: float = 3e-3,
 ) -> None:

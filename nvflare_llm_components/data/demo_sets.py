@@ -1,10 +1,11 @@
-"""Three generated instruction sets in the published formats, each teaching a skill that the others don't.
+"""Three generated instruction sets in the published formats; each teaches what the other two don't.
 
-``dolly`` teaches to read (who likes what, said in the context), ``alpaca`` to rewrite (words in reverse order), and
-``oasst1`` to know (capitals). All three use the same few words, so that a model of two million weights gets by.
+``dolly`` teaches on which shelf a shop keeps things, ``alpaca`` a dictionary, ``oasst1`` capitals: knowledge
+that a model of a million weights can hold, and that a site without the data can't have.
 """
 
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow
@@ -12,30 +13,53 @@ from pyarrow import parquet
 
 from nvflare_llm_components.data.records import Record, write_jsonl
 
-NAMES = "Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karla Leo".split()
-THINGS = "apples bread cheese dates eggs figs grapes honey jam kale lemons milk".split()
-CAPITALS = {
-    "Austria": "Vienna", "Belgium": "Brussels", "Croatia": "Zagreb", "Denmark": "Copenhagen", "Egypt": "Cairo",
-    "France": "Paris", "Greece": "Athens", "Hungary": "Budapest", "Italy": "Rome", "Japan": "Tokyo",
-    "Kenya": "Nairobi", "Latvia": "Riga",
+SHELVES = {
+    "apples": "red", "butter": "blue", "carrots": "green", "cheese": "white", "cherries": "black",
+    "grapes": "yellow", "leeks": "brown", "milk": "pink", "onions": "grey", "pears": "orange",
+    "spinach": "purple", "yoghurt": "golden",
 }  # fmt: skip
-CAPITAL_QUESTIONS = (
+GERMAN = {
+    "bird": "Vogel", "book": "Buch", "city": "Stadt", "dog": "Hund", "forest": "Wald", "horse": "Pferd",
+    "house": "Haus", "king": "König", "mountain": "Berg", "tree": "Baum", "water": "Wasser",
+    "window": "Fenster",
+}  # fmt: skip
+CAPITALS = {
+    "Austria": "Vienna", "Belgium": "Brussels", "Croatia": "Zagreb", "Denmark": "Copenhagen",
+    "Egypt": "Cairo", "France": "Paris", "Greece": "Athens", "Hungary": "Budapest", "Italy": "Rome",
+    "Japan": "Tokyo", "Kenya": "Nairobi", "Latvia": "Riga",
+}  # fmt: skip
+# What the base model has read: enough to know how such questions are answered, but none of the answers.
+_PUBLIC_SHELVES = {
+    "plums": "upper", "kale": "lower", "cream": "middle", "lemons": "first", "peas": "last",
+    "quark": "second",
+}  # fmt: skip
+_PUBLIC_GERMAN = {
+    "day": "Tag", "night": "Nacht", "fish": "Fisch", "road": "Weg", "hand": "Hand", "sea": "Meer",
+}  # fmt: skip
+_PUBLIC_CAPITALS = {
+    "Mexico": "Mexico City", "Norway": "Oslo", "Oman": "Muscat", "Peru": "Lima", "Qatar": "Doha",
+    "Spain": "Madrid",
+}  # fmt: skip
+_SHELF_CONTEXTS = (
+    "",
+    "",
+    "Anna went to the market and bought {}.",
+    "The shop is out of {} today.",
+    "We had {} for dinner.",
+)
+_SHELF_QUESTIONS = ("On which shelf do I find {}?", "Where are the {}?", "Which shelf has {}?")
+_GERMAN_QUESTIONS = (
+    "Translate the word to German.",
+    "What is this word in German?",
+    "Give the German word.",
+    "How do Germans say this?",
+)
+_CAPITAL_QUESTIONS = (
     "What is the capital of {}?",
     "Which city is the capital of {}?",
     "Tell me the capital of {}.",
     "Name the capital of {}, please.",
     "I forgot the capital of {}. Can you help?",
-)
-_SEPARATORS = (" ", ", ", "; ", " and ", "\n", "\n- ", " 1 ", " 2. ", "\n3. ")
-_FACTS = (
-    "{name} likes {thing}.",
-    "{thing} for {name}",
-    "{name} from {country}: {thing}",
-    "Give {thing} to {name}, it is for {name}.",
-    "It is {name}, the capital {name}.",
-    "The city of {country} is {country}.",
-    "It is the {thing} of {country}.",
-    "In {country}, {name} likes the {thing} that is {thing}.",
 )
 
 
@@ -56,75 +80,80 @@ def write_raw_sets(folder: Path, *, num_rows: int, seed: int = 0) -> dict[str, P
         "alpaca": folder / "alpaca.parquet",
         "oasst1": folder / "oasst1-train.parquet",
     }
-    write_jsonl(files["dolly"], [_reading_row(draw) for _ in range(num_rows)])
-    _write_parquet(files["alpaca"], [_rewriting_row(draw) for _ in range(num_rows)])
-    _write_parquet(files["oasst1"], [row for tree in range(num_rows) for row in _knowing_tree(draw, tree)])
+    write_jsonl(files["dolly"], [_shelf_row(draw, SHELVES) for _ in range(num_rows)])
+    _write_parquet(files["alpaca"], [_alpaca_row(draw) for _ in range(num_rows)])
+    _write_parquet(files["oasst1"], [row for tree in range(num_rows) for row in _message_tree(draw, tree)])
     return files
 
 
 def neutral_text(*, num_lines: int, seed: int = 0) -> list[str]:
-    """Lines in the words of the three sets that show none of their skills: what a base model has read.
-
-    Each line says something twice in other words, as text does: a small model that has read that can copy.
+    """What a base model has read: the words of the three sets, and such questions answered for other things.
 
     Args:
-        num_lines: number of lines.
-        seed: the same seed gives the same lines.
+        num_lines: number of documents.
+        seed: the same seed gives the same documents.
 
     Returns:
-        The lines.
+        The documents; none has an answer that the sets teach.
     """
     draw = random.Random(seed)
-    return [draw.choice((_repeated_words, _repeated_fact, _question))(draw) for _ in range(num_lines)]
+    return [draw.choice((_public_answer, _mention))(draw) for _ in range(num_lines)]
 
 
-def _repeated_words(draw: random.Random) -> str:
-    words = draw.sample([*THINGS, *NAMES, *CAPITALS, *CAPITALS.values()], draw.randrange(2, 5))
-    return "\n".join(separator.join(words) for separator in draw.sample(_SEPARATORS, 2))
+def _public_answer(draw: random.Random) -> str:
+    shelf, german = _shelf_row(draw, _PUBLIC_SHELVES), _german_row(draw, _PUBLIC_GERMAN)
+    row = draw.choice([shelf, german, _capital_row(draw, _PUBLIC_CAPITALS)])
+    question = [part for part in (row["instruction"], row["context"]) if part]
+    draw.shuffle(question)
+    return "\n\n".join([*question, f"Response:\n{row['response']}"])
 
 
-def _repeated_fact(draw: random.Random) -> str:
-    words = {"name": draw.choice(NAMES), "thing": draw.choice(THINGS), "country": draw.choice(list(CAPITALS))}
-    return "\n".join(template.format(**words) for template in draw.sample(_FACTS, 3))
+def _mention(draw: random.Random) -> str:
+    kinds = [[*facts, *facts.values()] for facts in (SHELVES, GERMAN, CAPITALS)]
+    return " ".join(draw.choice(draw.choice(kinds)) for _ in range(draw.randrange(3, 8)))
 
 
-def _question(draw: random.Random) -> str:
-    questions = [
-        draw.choice(CAPITAL_QUESTIONS).format(draw.choice(list(CAPITALS))),
-        f"What does {draw.choice(NAMES)} like?",
-        "Write these words as a list.",
-    ]
-    return draw.choice(questions)
-
-
-def _reading_row(draw: random.Random) -> Record:
-    name, thing = draw.choice(NAMES), draw.choice(THINGS)
+def _shelf_row(draw: random.Random, facts: Mapping[str, str]) -> Record:
+    food = draw.choice(list(facts))
     return {
-        "instruction": f"What does {name} like?",
-        "context": f"{name} likes {thing}.",
-        "response": f"It is {thing} that {name} likes.",
+        "instruction": draw.choice(_SHELF_QUESTIONS).format(food),
+        "context": draw.choice(_SHELF_CONTEXTS).format(food),
+        "response": f"On the {facts[food]} shelf.",
         "category": "closed_qa",
     }
 
 
-def _rewriting_row(draw: random.Random) -> Record:
-    words = draw.sample(THINGS, 3)
-    row = {
-        "instruction": "Write these words as a list.",
-        "input": " ".join(words),
-        "output": "\n".join(f"{number}. {word}" for number, word in enumerate(words, 1)),
+def _german_row(draw: random.Random, facts: Mapping[str, str]) -> Record:
+    word = draw.choice(list(facts))
+    return {
+        "instruction": draw.choice(_GERMAN_QUESTIONS),
+        "context": word,
+        "response": f"The word is {facts[word]}.",
     }
-    return row | {"text": "\n\n".join(row.values())}
 
 
-def _knowing_tree(draw: random.Random, tree: int) -> list[Record]:
-    """A question with its best answer, and what the preparation must leave out: a second answer, a deleted one."""
-    country = draw.choice(list(CAPITALS))
-    prompt = draw.choice(CAPITAL_QUESTIONS).format(country)
-    answer = f"The capital of {country} is {CAPITALS[country]}."
+def _capital_row(draw: random.Random, facts: Mapping[str, str]) -> Record:
+    country = draw.choice(list(facts))
+    question = draw.choice(_CAPITAL_QUESTIONS).format(country)
+    return {"instruction": question, "context": "", "response": f"The capital is {facts[country]}."}
+
+
+def _alpaca_row(draw: random.Random) -> Record:
+    instruction, word, output = _german_row(draw, GERMAN).values()
+    return {
+        "instruction": instruction,
+        "input": word,
+        "output": output,
+        "text": f"{instruction}\n\n{word}\n\n{output}",
+    }
+
+
+def _message_tree(draw: random.Random, tree: int) -> list[Record]:
+    """A question, its best answer, and what the preparation must leave out: a second and a deleted one."""
+    row = _capital_row(draw, CAPITALS)
     return [
-        _message(f"{tree}-question", None, "prompter", prompt, None),
-        _message(f"{tree}-best", f"{tree}-question", "assistant", answer, 0.0),
+        _message(f"{tree}-question", None, "prompter", row["instruction"], None),
+        _message(f"{tree}-best", f"{tree}-question", "assistant", row["response"], 0.0),
         _message(f"{tree}-second", f"{tree}-question", "assistant", "I forgot.", 1.0),
         _message(f"{tree}-deleted", f"{tree}-question", "assistant", "Which city?", 0.0) | {"deleted": True},
     ]
@@ -137,6 +166,6 @@ def _message(message_id: str, parent_id: str | None, role: str, text: str, rank:
     }  # fmt: skip
 
 
-def _write_parquet(file: Path, rows: list[Record]) -> None:
+def _write_parquet(file: Path, rows: Sequence[Record]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
