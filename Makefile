@@ -4,11 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format gpu-check clean help
+BENCH_VENV ?= .venv-benchmarks
+BENCH := $(BENCH_VENV)/bin
+BENCH_INSTALLED := $(BENCH_VENV)/.installed
+
+.PHONY: demo test test-slow check format gpu-check clean help
+.PHONY: bench-codecs bench-convergence bench-round-trip bench-round-overhead bench-checkpoint-io
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 
 # torch first and alone: an open range would pull gigabytes of CUDA libraries.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -23,6 +28,34 @@ demo: $(INSTALLED)  ## three sites fine-tune one model: jobs, curves, generation
 test: $(INSTALLED)  ## all tests that CI runs, simulator jobs included
 	$(BIN)/python -m pytest
 
+test-slow: $(INSTALLED)  ## the kill matrix: server and clients killed at every stage of a round, then resumed
+	$(BIN)/python -m pytest -m slow
+
+gpu-check: $(INSTALLED)  ## what needs a GPU: exactness, codecs, one round of a Llama-3.2-1B shape
+	$(BIN)/python -m benchmarks.gpu_check
+
+# The peers get an environment of their own: transformers changes its ways where it finds them.
+$(BENCH_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BENCH)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmarks]'
+	@touch $@
+
+bench-codecs: $(BENCH_INSTALLED)  ## speed and error of the codecs beside bitsandbytes, torchao and stock FLARE
+	$(BENCH)/python -m benchmarks.codecs
+
+bench-convergence: $(INSTALLED)  ## eval loss and bytes by precision, SFT and LoRA, three seeds
+	$(BIN)/python -m benchmarks.convergence
+
+bench-round-trip: $(INSTALLED)  ## memory and time of two rounds of a 1152 MiB model beside stock FLARE
+	$(BIN)/python -m benchmarks.round_trip
+
+bench-round-overhead: $(INSTALLED)  ## job time over training time beside stock flare.patch
+	$(BIN)/python -m benchmarks.round_overhead
+
+bench-checkpoint-io: $(INSTALLED)  ## saving and loading beside torch.save and save_pretrained
+	$(BIN)/python -m benchmarks.checkpoint_io
+
 check: $(INSTALLED)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -33,4 +66,4 @@ format: $(INSTALLED)  ## rewrite the files as `make check` wants them
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environment and what the demo wrote
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(BENCH_VENV) demo

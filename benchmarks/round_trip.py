@@ -46,7 +46,7 @@ class Measured:
 
 
 def measure(
-    run: str, model: Path, num_clients: int, num_rounds: int, folder: Path, limit_s: float
+    run: str, model: Path, num_clients: int, num_rounds: int, folder: Path, limit_s: float, keep: bool
 ) -> Measured:
     """Simulate one job in a process group of its own, sampling it, and clear what it left."""
     job = write_job(folder / "job", run, model, num_clients, num_rounds)
@@ -77,7 +77,7 @@ def measure(
         sent_bytes=sent_bytes(workspace),
         num_samples=sampler.num_samples,
     )
-    if measured.completed:
+    if measured.completed and not keep:
         shutil.rmtree(workspace)
     return measured
 
@@ -148,7 +148,7 @@ def main() -> None:
                 begin = time.time()
                 print(f"{run}, {num_clients} clients ...", flush=True)
                 results.append(
-                    measure(run, scratch / "model", num_clients, args.rounds, folder, args.limit_s)
+                    measure(run, scratch / "model", num_clients, args.rounds, folder, args.limit_s, args.keep)
                 )
                 print(f"  {time.time() - begin:.0f} s: {results[-1]}", flush=True)
         print_table(results, model_bytes)

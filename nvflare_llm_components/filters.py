@@ -5,36 +5,40 @@ Wire both on both sides, by task name (``"*"`` matches nothing in FLARE's filter
     server  task_data_filters   [PrecisionQuantizeFilter]    task_result_filters [PrecisionDequantizeFilter]
     client  task_data_filters   [PrecisionDequantizeFilter]  task_result_filters [PrecisionQuantizeFilter]
 
-The maths lives in :mod:`nvflare_llm_components.quantization`.
+The maths lives in :mod:`nvflare_llm_components.quantization`; what this module adds is which message is
+whose.
 """
 
 import threading
 import time
-import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ProcessType
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components.quantization.ledger import append_record, record_of, sentence_of
-from nvflare_llm_components.quantization.message import (
-    META_KEY,
-    Message,
-    Traffic,
-    decode_message,
-    encode_message,
+from nvflare_llm_components.quantization.broadcast import Broadcast, Content
+from nvflare_llm_components.quantization.feedback import encode_with_feedback, open_residual
+from nvflare_llm_components.quantization.ledger import (
+    append_record,
+    record_of,
+    sentence_of,
+    total_wire_bytes,
 )
+from nvflare_llm_components.quantization.message import META_KEY, Message, decode_message, encode_message
 from nvflare_llm_components.quantization.policy import PrecisionPolicy
+from nvflare_llm_components.quantization.shadow import HEADER_FIELD, advance, follow, held_shadow
+from nvflare_llm_components.quantization.traffic import Traffic
 
 _RESTORE_DTYPES = {
     None: None,
@@ -44,6 +48,12 @@ _RESTORE_DTYPES = {
     "float64": torch.float64,
 }
 _TASKS_OF_WHOLE_MODELS = ("submit_model", "get_weights")  # their results are stored, not aggregated
+
+# Properties of the FLContext. What a client holds is public, so that each of its requests tells the server.
+_HELD_SHADOW = "nvflare_llm_shadow"
+_TAKEN_ROUNDS = "nvflare_llm_taken_rounds"  # server: {client: round of the last result that arrived}
+_TAKEN_ROUND = "nvflare_llm_taken_round"  # client: what the server says of its last result
+_TAKEN_FIELD = "taken_round"  # the same, in the header of a message
 
 
 class _PrecisionFilter(DXOFilter):
@@ -58,29 +68,35 @@ class _PrecisionFilter(DXOFilter):
         """Filter a message. The containers of a COLLECTION are copied first: a broadcast shares them."""
         return super().process(_with_own_collection(shareable), fl_ctx)
 
-    def account(
-        self, traffic: Traffic, context: dict[str, Any], fl_ctx: FLContext, cached: bool = False
-    ) -> None:
-        """Log one line, and append one to the ledger of the run directory where there is one."""
+    def account(self, traffic: Traffic, context: dict[str, Any], fl_ctx: FLContext, cached: bool) -> None:
+        """Log one line; where there is a run directory, append to its ledger and stream the total."""
         record = record_of(traffic, context, cached)
         self.log_info(fl_ctx, sentence_of(record))
         run_dir = _run_dir(fl_ctx)
-        if run_dir is not None:
-            append_record(run_dir, record)
+        if run_dir is None:
+            return
+        append_record(run_dir, record)
+        if not _is_server(fl_ctx):
+            direction, step = record["direction"], record["round"]
+            total = total_wire_bytes(run_dir, direction)
+            scalar = AnalyticsDataType.SCALAR
+            dxo = create_analytic_dxo(f"wire_bytes/{direction}", float(total), scalar, global_step=step or 0)
+            with fl_ctx.get_engine().new_context() as event_ctx:
+                send_analytic_dxo(self, dxo, event_ctx)
 
 
 class PrecisionQuantizeFilter(_PrecisionFilter):
     """Lowers the precision of outgoing WEIGHTS and WEIGHT_DIFF messages.
 
     Works out of place, encodes once per broadcast however many clients ask, and leaves a message alone that
-    is encoded already.
+    is encoded already. A server's broadcast of weights at ``nf4`` carries the difference to what the
+    clients hold, see :mod:`nvflare_llm_components.quantization.shadow`.
 
     Args:
         precision: ``fp32`` (no change), ``fp16``, ``bf16``, ``int8`` or ``nf4``.
-        block_size: weights that share a scale in ``int8`` and ``nf4``; None is each codec's default (128
-            and 64).
+        block_size: weights that share a scale in ``int8`` and ``nf4``; None is the default, 128 and 64.
         overrides: {regular expression: precision} by parameter name; the first match decides.
-        error_feedback: carry what rounding left out into the next round's update.
+        error_feedback: carry what rounding left out of one update into the next (``params_type="DIFF"``).
 
     Raises:
         ValueError: when the job is parsed, for an unknown precision, block size or pattern.
@@ -99,50 +115,90 @@ class PrecisionQuantizeFilter(_PrecisionFilter):
         self.block_size = block_size
         self.overrides = overrides
         self.error_feedback = error_feedback
-        if error_feedback:
-            raise ValueError("error_feedback should be false: this release does not offer it yet.")
         self._policy = PrecisionPolicy(precision, block_size, overrides)
-        self._broadcast: _Broadcast | None = None
+        self._broadcast: Broadcast | None = None
         self._lock = threading.Lock()
+        self._undecoded_task: str | None = None
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """Return an encoded copy, or None where the message is encoded already.
 
-        On the server a failure ends the job: raised, it would cancel the task, and FLARE would go on with
-        an empty model.
+        On the server a failure ends the job: raised, it would cancel the task, and FLARE would go on with an
+        empty model.
         """
         if dxo.get_meta_prop(META_KEY) is not None:
             return None
         try:
-            message, cached = self._encoded(dxo, shareable)
+            message, cached = self._encoded(dxo, shareable, fl_ctx)
         except Exception as e:
             if not _is_server(fl_ctx):
                 raise
             self.system_panic(f"{type(self).__name__} could not encode the message: {e}", fl_ctx)
             return None
-        context = _context_of("quantize", self.precision, shareable, fl_ctx)
+        context = _context_of("quantize", message.header, shareable, fl_ctx)
         self.account(message.traffic, context, fl_ctx, cached)
-        meta = {**_meta_of(dxo), META_KEY: message.header}
+        header = message.header | {_TAKEN_FIELD: _taken_round_of_peer(fl_ctx)}
+        meta = _meta_of(dxo) | {META_KEY: header}
         return DXO(data_kind=dxo.data_kind, data=dict(message.values), meta=meta)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Let go of the last broadcast when the run ends."""
-        if event_type == EventType.END_RUN:
+        """Watch that what this side receives is decoded, and let go of the last broadcast at the end."""
+        if event_type == EventType.AFTER_TASK_DATA_FILTER and not _is_server(fl_ctx):
+            is_encoded = _is_encoded(fl_ctx.get_prop(FLContextKey.TASK_DATA))
+            self._undecoded_task = fl_ctx.get_prop(FLContextKey.TASK_NAME) if is_encoded else None
+        elif event_type == EventType.AFTER_TASK_RESULT_FILTER and _is_server(fl_ctx):
+            if _is_encoded(fl_ctx.get_prop(FLContextKey.TASK_RESULT)):
+                task = fl_ctx.get_prop(FLContextKey.TASK_NAME)
+                self.system_panic(_missing_half("server", "task_result_filters", task), fl_ctx)
+        elif event_type == EventType.END_RUN:
             with self._lock:
                 self._broadcast = None
 
-    def _encoded(self, dxo: DXO, shareable: Shareable) -> tuple[Message, bool]:
-        """The encoded message, and whether it was there already for another client of the same broadcast."""
+    def _encoded(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> tuple[Message, bool]:
+        """The message for this receiver, and whether it was encoded before for another one."""
         root_id = shareable.get_header(ReservedHeaderKey.MSG_ROOT_ID)
-        if not root_id:
-            return encode_message(dxo.data, self._policy), False
+        if not _is_server(fl_ctx) or not root_id:
+            return self._encode_result(dxo, shareable, fl_ctx), False
+        peer = fl_ctx.get_peer_context()
+        held = peer.get_prop(_HELD_SHADOW) if peer else None
         with self._lock:
-            if self._broadcast is not None and self._broadcast.is_of(root_id, dxo.data):
-                return self._broadcast.message, True
-            self._broadcast = None
-            message = encode_message(dxo.data, self._policy)
-            self._broadcast = _Broadcast.of(root_id, dxo.data, message)
-            return message, False
+            cached = self._broadcast is not None and self._broadcast.is_of(root_id, dxo.data)
+            if not cached:
+                self._broadcast = None  # let go of it before the next one is made
+                content = self._encode_broadcast(dxo, shareable, fl_ctx)
+                self._broadcast = Broadcast.of(root_id, dxo.data, content)
+            assert self._broadcast is not None
+            return self._broadcast.content.message_for(held), cached
+
+    def _encode_broadcast(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> Content:
+        if self.precision != "nf4" or dxo.data_kind != DataKind.WEIGHTS:
+            return encode_message(dxo.data, self._policy)
+        folder = _state_dir(fl_ctx)
+        if folder is None or not _is_model_of_a_round(shareable):
+            return encode_message(dxo.data, PrecisionPolicy("int8", None, self.overrides))
+        return advance(dxo.data, self._policy, folder)
+
+    def _encode_result(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> Message:
+        if self._undecoded_task is not None:
+            raise ValueError(_missing_half("client", "task_data_filters", self._undecoded_task))
+        current_round = shareable.get_header(AppConstants.CURRENT_ROUND)
+        if not self.error_feedback or current_round is None:
+            return encode_message(dxo.data, self._policy)
+        folder = _state_dir(fl_ctx)
+        if folder is None or dxo.data_kind != DataKind.WEIGHT_DIFF or not _is_model_of_a_round(shareable):
+            raise ValueError(
+                "error_feedback carries what was left out of one update into the next, in the run directory. "
+                f"Expected a WEIGHT_DIFF result. Found {dxo.data_kind}. Set params_type to DIFF."
+            )
+        taken_round = fl_ctx.get_prop(_TAKEN_ROUND, current_round - 1)
+        residual = open_residual(folder, taken_round)
+        if residual.dropped_round is not None:
+            self.log_warning(
+                fl_ctx,
+                f"Round {current_round}: dropped the residual of round {residual.dropped_round}, "
+                f"since the last update that the server took is of round {taken_round}.",
+            )
+        return encode_with_feedback(dxo.data, self._policy, folder, current_round, residual)
 
 
 class PrecisionDequantizeFilter(_PrecisionFilter):
@@ -150,10 +206,8 @@ class PrecisionDequantizeFilter(_PrecisionFilter):
 
     Args:
         restore_dtype: ``float32``, ``float16``, ``bfloat16`` or ``float64``; None is float32, so that the
-            server averages
-            in float32 whatever precision travelled.
-        lazy: hand over values that decode on `materialize()`. None: on the server, for results that are
-            aggregated.
+            server averages in float32 whatever precision travelled.
+        lazy: hand over values that decode on `materialize()`. None: on the server, for results to aggregate.
 
     Raises:
         ValueError: when the job is parsed, for an unknown dtype.
@@ -163,6 +217,7 @@ class PrecisionDequantizeFilter(_PrecisionFilter):
         super().__init__()
         self.restore_dtype = restore_dtype
         self.lazy = lazy
+        self._has_warned = False
         if restore_dtype not in _RESTORE_DTYPES:
             names = ", ".join(name for name in _RESTORE_DTYPES if name)
             raise ValueError(f"restore_dtype should be one of {names}, or null. Found {restore_dtype!r}.")
@@ -175,46 +230,46 @@ class PrecisionDequantizeFilter(_PrecisionFilter):
         """
         header = dxo.get_meta_prop(META_KEY)
         if header is None:
+            self._warn_of_plain_message(fl_ctx)
             return None
-        dtype = _RESTORE_DTYPES[self.restore_dtype]
-        values, traffic = decode_message(dxo.data, header, dtype, self._is_lazy(fl_ctx))
-        context = _context_of("dequantize", header["precision"], shareable, fl_ctx)
-        self.account(traffic, context, fl_ctx)
+        values, traffic = self._decoded(dxo.data, header, fl_ctx)
+        self.account(traffic, _context_of("dequantize", header, shareable, fl_ctx), fl_ctx, cached=False)
+        _remember_taken(header, shareable, fl_ctx)
         meta = {key: value for key, value in _meta_of(dxo).items() if key != META_KEY}
         return DXO(data_kind=dxo.data_kind, data=values, meta=meta)
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Tell the server, with every request, which shadow this client holds."""
+        if event_type == EventType.START_RUN and not _is_server(fl_ctx):
+            folder = _state_dir(fl_ctx)
+            held = held_shadow(folder) if folder else None
+            fl_ctx.set_prop(_HELD_SHADOW, held, private=False, sticky=True)
+
+    def _decoded(
+        self, values: dict[str, Any], header: Any, fl_ctx: FLContext
+    ) -> tuple[dict[str, Any], Traffic]:
+        dtype, lazy = _RESTORE_DTYPES[self.restore_dtype], self._is_lazy(fl_ctx)
+        if not isinstance(header, dict) or header.get(HEADER_FIELD) is None:
+            return decode_message(values, header, dtype, lazy)
+        folder = _state_dir(fl_ctx)
+        if folder is None:
+            raise ValueError("A broadcast at nf4 needs a run directory to keep its shadow in. Found none.")
+        result = follow(values, header, folder, dtype, lazy)
+        fl_ctx.set_prop(_HELD_SHADOW, header[HEADER_FIELD]["id"], private=False, sticky=True)
+        return result
 
     def _is_lazy(self, fl_ctx: FLContext) -> bool:
         if self.lazy is not None:
             return self.lazy
         return _is_server(fl_ctx) and fl_ctx.get_prop(FLContextKey.TASK_NAME) not in _TASKS_OF_WHOLE_MODELS
 
-
-@dataclass(frozen=True)
-class _Broadcast:
-    """The encoded form of a broadcast, and which one it is.
-
-    Weak references tell whether a message holds the very values that were encoded, without keeping them
-    alive: in relays a task keeps its id while its data changes.
-    """
-
-    root_id: str
-    sources: dict[str, weakref.ref[Any]]
-    message: Message
-
-    @classmethod
-    def of(cls, root_id: str, values: dict[str, Any], message: Message) -> "_Broadcast":
-        return cls(root_id, {name: _reference(value) for name, value in values.items()}, message)
-
-    def is_of(self, root_id: str, values: dict[str, Any]) -> bool:
-        same_names = self.root_id == root_id and self.sources.keys() == values.keys()
-        return same_names and all(self.sources[name]() is value for name, value in values.items())
-
-
-def _reference(value: Any) -> "weakref.ref[Any]":
-    try:
-        return weakref.ref(value)
-    except TypeError:  # a plain number or string
-        return lambda: value  # type: ignore[return-value]
+    def _warn_of_plain_message(self, fl_ctx: FLContext) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            other = "client's task_result_filters" if _is_server(fl_ctx) else "server's task_data_filters"
+            self.log_warning(
+                fl_ctx, f"A message came at full precision: no PrecisionQuantizeFilter in the {other}."
+            )
 
 
 def _meta_of(dxo: DXO) -> dict[str, Any]:
@@ -236,22 +291,64 @@ def _own(dxo: DXO) -> DXO:
     return DXO(dxo.data_kind, {name: _own(leaf) for name, leaf in dxo.data.items()}, dxo.meta)
 
 
+def _is_encoded(shareable: object) -> bool:
+    """Whether a message, or a member of its collection, is in our format."""
+    try:
+        dxo = from_shareable(shareable)
+    except (AttributeError, ValueError):
+        return False
+    leaves = dxo.data.values() if dxo.data_kind == DataKind.COLLECTION else [dxo]
+    return any(isinstance(leaf, DXO) and leaf.get_meta_prop(META_KEY) is not None for leaf in leaves)
+
+
+def _missing_half(side: str, table: str, task: str | None) -> str:
+    return (
+        f"Task {task!r}: the {side} received a message in reduced precision and nothing decoded it. "
+        f"Add PrecisionDequantizeFilter for this task to {table} of the {side}'s configuration."
+    )
+
+
 def _is_server(fl_ctx: FLContext) -> bool:
     return fl_ctx.get_process_type() in (ProcessType.SERVER_JOB, ProcessType.SERVER_PARENT)
 
 
-def _context_of(operation: str, precision: str, shareable: Shareable, fl_ctx: FLContext) -> dict[str, Any]:
-    peer = fl_ctx.get_peer_context()
+def _is_model_of_a_round(shareable: Shareable) -> bool:
+    """Whether a message is one round's single model or update, not a model to evaluate or one of several."""
+    is_single = from_shareable(shareable).data_kind != DataKind.COLLECTION
+    return is_single and shareable.get_header(AppConstants.CURRENT_ROUND) is not None
+
+
+def _context_of(operation: str, header: Any, shareable: Shareable, fl_ctx: FLContext) -> dict[str, Any]:
     return {
         "time": time.time(),
         "site": "server" if _is_server(fl_ctx) else fl_ctx.get_identity_name(),
-        "peer": peer.get_identity_name() if peer and _is_server(fl_ctx) else None,
+        "peer": _peer_name(fl_ctx) if _is_server(fl_ctx) else None,
         "task": fl_ctx.get_prop(FLContextKey.TASK_NAME),
         "round": shareable.get_header(AppConstants.CURRENT_ROUND),
         "direction": "out" if operation == "quantize" else "in",
         "operation": operation,
-        "precision": precision,
+        "precision": str(header.get("precision")),
     }
+
+
+def _peer_name(fl_ctx: FLContext) -> str | None:
+    peer = fl_ctx.get_peer_context()
+    return peer.get_identity_name() if peer else None
+
+
+def _remember_taken(header: Any, shareable: Shareable, fl_ctx: FLContext) -> None:
+    """On the server: this client's result arrived. On a client: what the server says of the last one."""
+    if _is_server(fl_ctx):
+        taken = fl_ctx.get_prop(_TAKEN_ROUNDS) or {}
+        taken = taken | {_peer_name(fl_ctx): shareable.get_header(AppConstants.CURRENT_ROUND)}
+        fl_ctx.set_prop(_TAKEN_ROUNDS, taken, private=True, sticky=True)
+    elif _TAKEN_FIELD in header:
+        fl_ctx.set_prop(_TAKEN_ROUND, header[_TAKEN_FIELD], private=True, sticky=False)
+
+
+def _taken_round_of_peer(fl_ctx: FLContext) -> int | None:
+    taken: dict[str | None, int] = fl_ctx.get_prop(_TAKEN_ROUNDS) or {}
+    return taken.get(_peer_name(fl_ctx))
 
 
 def _run_dir(fl_ctx: FLContext) -> Path | None:
@@ -260,3 +357,9 @@ def _run_dir(fl_ctx: FLContext) -> Path | None:
         return None
     path = Path(fl_ctx.get_workspace().get_run_dir(job_id))
     return path if path.is_dir() else None
+
+
+def _state_dir(fl_ctx: FLContext) -> Path | None:
+    """Where residuals and shadows live."""
+    run_dir = _run_dir(fl_ctx)
+    return run_dir / "filter_state" if run_dir else None

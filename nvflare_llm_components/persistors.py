@@ -24,6 +24,7 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
 from nvflare_llm_components.checkpoint.folder import map_weights
+from nvflare_llm_components.checkpoint.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
 from nvflare_llm_components.checkpoint.snapshot import save_snapshot
 from nvflare_llm_components.checkpoint.soundness import refuse_unsound
@@ -78,6 +79,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         Raises:
             CheckpointError: if it can't be read, or doesn't fit its configuration.
         """
+        keep_large_buffers_apart()
         start = self._started()
         self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors from {self.model_name_or_path}")
         return make_model_learnable(dict(start.weights), {})
@@ -89,19 +91,23 @@ class SafetensorsModelPersistor(ModelPersistor):
             CheckpointError: if the model is empty, partial, mis-shaped or not finite; `last` stays as it was.
         """
         weights = model[ModelLearnableKey.WEIGHTS]
-        tensors = {name: torch.as_tensor(value) for name, value in weights.items()}
+        tensors = {name: _tensor(value) for name, value in weights.items()}
         current_round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
         shapes = {name: tuple(value.shape) for name, value in self._started().weights.items()}
         refuse_unsound(tensors, shapes, f"The global model after round {current_round}")
         self._save(LAST, tensors, self._record(fl_ctx, current_round), fl_ctx)
         self._hand_back(weights, self._folder(fl_ctx, LAST))
+        del tensors
+        give_back()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Save as `best` what the sites have just evaluated; look at each result before it counts."""
+        """Save the best model when a selector names it; look at each result, and let it go once used."""
         if event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
             self._save_best(fl_ctx)
         elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
             self._inspect_result(fl_ctx)
+        elif event_type == EventType.AFTER_PROCESS_SUBMISSION:
+            _release_result(fl_ctx)
 
     def _inspect_result(self, fl_ctx: FLContext) -> None:
         """Log why a site failed, and end the job where a result is still encoded: its average is noise."""
@@ -119,15 +125,6 @@ class SafetensorsModelPersistor(ModelPersistor):
                 "this task.",
                 fl_ctx,
             )
-
-    def _save_best(self, fl_ctx: FLContext) -> None:
-        evaluated = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)
-        tensors = {
-            name: torch.as_tensor(value) for name, value in evaluated[ModelLearnableKey.WEIGHTS].items()
-        }
-        # The evaluated model is the one that the round before this one ended with.
-        saved_round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND) - 1
-        self._save(BEST, tensors, self._record(fl_ctx, saved_round, _best_metrics(fl_ctx)), fl_ctx)
 
     def get_model_inventory(self, fl_ctx: FLContext) -> dict[str, ModelDescriptor]:
         """Return what can be had by `get_model`: source, then last and best where they were saved."""
@@ -177,6 +174,13 @@ class SafetensorsModelPersistor(ModelPersistor):
         save_snapshot(folder, tensors, self._started().companions, record, self.max_shard_size, dtype)
         self.log_info(fl_ctx, f"Global model of round {record['round']} saved as {folder}")
 
+    def _save_best(self, fl_ctx: FLContext) -> None:
+        """Save the model that the sites have just evaluated: the result of the round before this one."""
+        evaluated = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
+        tensors = {name: _tensor(value) for name, value in evaluated.items()}
+        saved_round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND) - 1
+        self._save(BEST, tensors, self._record(fl_ctx, saved_round, _best_metrics(fl_ctx)), fl_ctx)
+
     def _hand_back(self, weights: dict[str, Any], folder: Path) -> None:
         """Put the saved file's tensors in the place of equal ones in memory, which are freed."""
         saved = map_weights(folder)
@@ -203,6 +207,24 @@ def _is_encoded(result: Shareable) -> bool:
         return from_shareable(result).get_meta_prop(WIRE_MARKER) is not None
     except ValueError:  # no model in it
         return False
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    """Return what a state dict holds as a tensor: it may be NumPy's, or still encoded."""
+    tensor: torch.Tensor = torch.as_tensor(value.materialize() if hasattr(value, "materialize") else value)
+    return tensor
+
+
+def _release_result(fl_ctx: FLContext) -> None:
+    """Let go of a site's result that was aggregated: controllers keep the context of the last one."""
+    for context, key in (
+        (fl_ctx, FLContextKey.TASK_RESULT),
+        (fl_ctx.get_peer_context(), FLContextKey.SHAREABLE),
+    ):
+        detail = context.get_prop_detail(key) if context else None
+        if detail:
+            context.set_prop(key, None, private=detail["private"], sticky=detail["sticky"])
+    give_back()
 
 
 def _best_metrics(fl_ctx: FLContext) -> dict[str, float]:

@@ -18,6 +18,7 @@ from nvflare.fuel.utils import fobs
 
 from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
 from nvflare_llm_components.quantization.message import META_KEY
+from tests.sites import Site
 
 BROADCAST = "broadcast-1"
 common_decomposers.register()  # as every FLARE process does at its start
@@ -104,24 +105,28 @@ def test_a_resent_message_is_not_encoded_twice():
     assert torch.allclose(dequantized(twice).data["embed.weight"], weights()["embed.weight"], atol=1.0)
 
 
-def test_one_encode_serves_all_clients_of_a_broadcast_in_any_thread():
+def test_one_encode_serves_all_clients_of_a_broadcast_in_any_thread(tmp_path):
     shareable, quantize = message(weights(), root_id=BROADCAST), PrecisionQuantizeFilter(precision="int8")
+    server, client = Site(tmp_path / "server", "server"), Site(tmp_path / "site-1", "site-1")
     results: list[DXO] = []
 
     def serve():
-        results.append(from_shareable(quantize.process(make_copy(shareable), FLContext())))
+        results.append(from_shareable(quantize.process(make_copy(shareable), server.context(peer=client))))
 
     threads = [threading.Thread(target=serve) for _ in range(8)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert len({id(dxo.data["embed.weight"]) for dxo in results}) == 1
+    ledger = [json.loads(line) for line in (server.run_dir / "traffic.jsonl").read_text().splitlines()]
+    assert [record["cached"] for record in ledger].count(False) == 1
+    assert {record["peer"] for record in ledger} == {"site-1"}
     assert all(dxo.get_filter_history() == ["PrecisionQuantizeFilter"] for dxo in results)
 
 
-def test_changed_values_under_the_same_task_are_encoded_anew():
-    quantize = PrecisionQuantizeFilter(precision="fp16")
+def test_changed_values_under_the_same_task_are_encoded_anew(tmp_path):
+    quantize, server = PrecisionQuantizeFilter(precision="fp16"), Site(tmp_path, "server")
     for seed in (0, 1):  # a relay keeps its task while the model changes
-        out = quantize.process(message(weights(seed), root_id=BROADCAST), FLContext())
+        out = quantize.process(message(weights(seed), root_id=BROADCAST), server.context())
         assert torch.allclose(dequantized(out).data["embed.weight"], weights(seed)["embed.weight"], atol=0.01)
 
 

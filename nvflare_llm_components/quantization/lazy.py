@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from nvflare_llm_components.quantization.arrays import as_tensor, materialized
-from nvflare_llm_components.quantization.wire import RAW, Entry, dtype_name, to_numpy, unpack
+from nvflare_llm_components.quantization.wire import Entry, to_numpy, unpack
 
 
 class LazyTensor:
@@ -38,9 +38,11 @@ class LazyTensor:
 
 
 def restored(weights: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """Decoded weights in the dtype that is asked for; float32 where there is none. Not for integers."""
-    is_float = weights.is_floating_point() and weights.element_size() > 1
-    return weights.to(dtype or torch.float32) if is_float else weights
+    """Decoded weights in `dtype`; None is float32, or float64 as it was. Integers stay what they are."""
+    is_narrow = weights.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    if dtype is None:
+        return weights.float() if is_narrow else weights
+    return weights.to(dtype) if is_narrow or weights.dtype == torch.float64 else weights
 
 
 def decoded(
@@ -50,8 +52,3 @@ def decoded(
     weights = LazyTensor(value, entry, restore_dtype).materialize()
     is_numpy = entry.get("numpy") is True and weights.dtype != torch.bfloat16
     return to_numpy(weights) if is_numpy else weights
-
-
-def is_lossless(entry: Entry) -> bool:
-    """Whether the value travelled as it was, in the dtype that is named."""
-    return bool(entry["codec"] == RAW and entry["dtype"] == dtype_name(torch.float32))

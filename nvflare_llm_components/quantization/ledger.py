@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nvflare_llm_components.quantization.message import Traffic
+from nvflare_llm_components.quantization.traffic import Traffic
 
 LEDGER_NAME = "traffic.jsonl"
 
@@ -38,6 +38,19 @@ def append_record(run_dir: Path, record: dict[str, Any]) -> None:
     line = json.dumps(record) + "\n"
     with (run_dir / LEDGER_NAME).open("a", encoding="utf-8") as ledger:
         ledger.write(line)
+
+
+def total_wire_bytes(run_dir: Path, direction: str) -> int:
+    """Bytes on the wire that a ledger counts in one direction."""
+    lines = (run_dir / LEDGER_NAME).read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record["direction"] == direction]
+    return sum(wire_bytes_of(record) for record in records)
+
+
+def wire_bytes_of(record: dict[str, Any]) -> int:
+    """Bytes on the wire of one ledger line."""
+    size: int = record["bytes_after" if record["operation"] == "quantize" else "bytes_before"]
+    return size
 
 
 def sentence_of(record: dict[str, Any]) -> str:

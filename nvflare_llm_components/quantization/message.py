@@ -5,9 +5,8 @@ All functions are pure: they return new dicts and never write to a value they ar
 
 import math
 import time
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from nvflare_llm_components.quantization.arrays import as_tensor, materialize_of
 from nvflare_llm_components.quantization.codec import Codec
 from nvflare_llm_components.quantization.lazy import LazyTensor, decoded
 from nvflare_llm_components.quantization.policy import PrecisionPolicy
+from nvflare_llm_components.quantization.traffic import Traffic
 from nvflare_llm_components.quantization.wire import (
     RAW,
     Entry,
@@ -25,46 +25,10 @@ from nvflare_llm_components.quantization.wire import (
     num_wire_bytes,
     pack,
     pack_raw,
-    unpack,
 )
 
 META_KEY = "nvflare_llm_precision"
 FORMAT_VERSION = 1
-_SAMPLE = 1 << 16  # weights of a tensor on which its error is measured: a whole number of superblocks
-
-
-@dataclass
-class Traffic:
-    """What one application of a filter did, in bytes and errors.
-
-    Attributes:
-        num_params: tensors in the message.
-        num_encoded: those among them that were encoded, not sent as they are.
-        bytes_before: size before the application.
-        bytes_after: size after it.
-        bytes_by_precision: size on the wire by codec; ``raw`` is what travels as it is.
-        num_saturated: finite weights beyond the range of their format.
-        num_nonfinite: NaN and infinite weights of blockwise encoded tensors.
-        seconds: wall time.
-        error_energy: sum of squared errors, estimated.
-        weight_energy: sum of squared weights, estimated.
-    """
-
-    num_params: int = 0
-    num_encoded: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
-    bytes_by_precision: Counter[str] = field(default_factory=Counter)
-    num_saturated: int = 0
-    num_nonfinite: int = 0
-    seconds: float = 0.0
-    error_energy: float = 0.0
-    weight_energy: float = 0.0
-
-    @property
-    def relative_error(self) -> float:
-        """Norm of the error over the norm of the weights; 0 where there are no weights."""
-        return math.sqrt(self.error_energy / self.weight_energy) if self.weight_energy else 0.0
 
 
 @dataclass(frozen=True)
@@ -81,29 +45,93 @@ class Message:
     header: dict[str, Any]
     traffic: Traffic
 
+    def message_for(self, held: str | None) -> "Message":
+        """The message for any client: itself. See :class:`.shadow.ShadowStep` for one that differs."""
+        return self
 
-def encode_message(values: Mapping[str, Any], policy: PrecisionPolicy) -> Message:
-    """Encode a state dict of tensors, arrays or lazy values, one at a time."""
-    start, traffic = time.perf_counter(), Traffic()
-    payloads: dict[str, Any] = {}
-    entries: dict[str, Entry] = {}
-    for name, value in values.items():
+
+class MessageEncoder:
+    """Collects a message tensor by tensor.
+
+    Args:
+        policy: precision of each parameter.
+
+    Attributes:
+        values: payloads so far, by parameter name.
+        entries: their entries in the meta.
+        traffic: what it cost so far.
+    """
+
+    def __init__(self, policy: PrecisionPolicy) -> None:
+        self.policy = policy
+        self.values: dict[str, Any] = {}
+        self.entries: dict[str, Entry] = {}
+        self.traffic = Traffic()
+        self._start = time.perf_counter()
+
+    def add(self, name: str, value: object) -> None:
+        """Add a tensor, array or lazy value at the precision of the policy; anything else passes as it is."""
         source = materialized(value)
         weights = as_tensor(source)
         if weights is None:
-            payloads[name] = source
-            continue
-        payload, entry = _encode_one(name, weights, policy, traffic)
-        is_numpy = isinstance(source, np.ndarray)
-        entries[name] = {**entry, "numpy": is_numpy}
-        payloads[name] = source if is_numpy and entry["codec"] == RAW else payload
-        traffic.bytes_before += nbytes_of(weights)
-        traffic.bytes_after += nbytes_of(payload)
-        traffic.bytes_by_precision[entry["codec"]] += nbytes_of(payload)
-    traffic.num_params = len(entries)
-    traffic.seconds = time.perf_counter() - start
-    header = {"version": FORMAT_VERSION, "precision": policy.precision, "params": entries}
-    return Message(payloads, header, traffic)
+            self.values[name] = source
+            return
+        codec = self.policy.codec_of(name, weights)
+        if codec is not None:
+            self.add_encoded(name, weights, codec, marks_of(source))
+            return
+        payload, entry = pack_raw(name, weights, marks_of(source))
+        self._put(name, weights, payload, entry)
+        if isinstance(source, np.ndarray):
+            self.values[name] = source
+
+    def add_encoded(
+        self, name: str, weights: torch.Tensor, codec: Codec, marks: Mapping[str, bool], measure: bool = True
+    ) -> None:
+        """Add a floating-point tensor encoded by `codec`; `measure` estimates the error that it makes."""
+        payload, entry, encoded = pack(name, weights, codec, self.policy.block_size, marks)
+        self._put(name, weights, payload, entry)
+        self.traffic.num_encoded += 1
+        self.traffic.num_saturated += encoded.num_saturated
+        self.traffic.num_nonfinite += encoded.num_nonfinite
+        if measure:
+            self.traffic.measure_error(weights, codec, entry["block_size"])
+
+    def add_again(self, name: str, message: "Message") -> None:
+        """Add a value of another message of this policy, with its entry."""
+        self.values[name] = message.values[name]
+        entry = message.header["params"].get(name)
+        if entry is not None:
+            self.entries[name] = entry
+            size = num_wire_bytes(entry)
+            self.traffic.bytes_after += size
+            self.traffic.bytes_by_precision[entry["codec"]] += size
+
+    def finish(self, **header: object) -> Message:
+        """The message, with further fields of its header."""
+        self.traffic.num_params = len(self.entries)
+        self.traffic.seconds = time.perf_counter() - self._start
+        fields = {"version": FORMAT_VERSION, "precision": self.policy.precision, "params": self.entries}
+        return Message(self.values, {**fields, **header}, self.traffic)
+
+    def _put(self, name: str, weights: torch.Tensor, payload: torch.Tensor, entry: Entry) -> None:
+        self.values[name], self.entries[name] = payload, entry
+        self.traffic.bytes_before += nbytes_of(weights)
+        self.traffic.bytes_after += nbytes_of(payload)
+        self.traffic.bytes_by_precision[entry["codec"]] += nbytes_of(payload)
+
+
+def marks_of(source: object) -> dict[str, bool]:
+    """Flags of an entry that tell what container the sender had."""
+    return {"numpy": True} if isinstance(source, np.ndarray) else {}
+
+
+def encode_message(values: Mapping[str, Any], policy: PrecisionPolicy) -> Message:
+    """Encode a state dict of tensors, arrays or lazy values, one at a time."""
+    encoder = MessageEncoder(policy)
+    for name, value in values.items():
+        encoder.add(name, value)
+    return encoder.finish()
 
 
 def decode_message(
@@ -120,19 +148,29 @@ def decode_message(
     Raises:
         WireFormatError: for a message that does not keep to the format; nothing has been decoded then.
     """
-    start, traffic = time.perf_counter(), Traffic()
-    entries = check_message(values, header)
+    return decode_entries(values, check_message(values, header), restore_dtype, lazy)
+
+
+def decode_entries(
+    values: Mapping[str, Any],
+    entries: Mapping[str, Entry],
+    restore_dtype: torch.dtype | None,
+    lazy: bool,
+    skip: Collection[str] = (),
+) -> tuple[dict[str, Any], Traffic]:
+    """Decode a checked message, see :func:`decode_message`; what is in `skip` is only counted."""
+    start, traffic = time.perf_counter(), Traffic(num_params=len(entries))
     result: dict[str, Any] = {}
     for name, value in values.items():
         entry = entries.get(name)
-        if entry is None:
+        if entry is not None:
+            _count_decoded(entry, traffic)
+        if entry is None or name in skip:
             result[name] = value
-            continue
-        wants_lazy = lazy and entry.get("numpy") is not True
-        make = LazyTensor if wants_lazy else decoded
-        result[name] = make(value, entry, restore_dtype)
-        _count_decoded(entry, traffic)
-    traffic.num_params = len(entries)
+        elif lazy and entry.get("numpy") is not True:
+            result[name] = LazyTensor(value, entry, restore_dtype)
+        else:
+            result[name] = decoded(value, entry, restore_dtype)
     traffic.seconds = time.perf_counter() - start
     return result, traffic
 
@@ -155,34 +193,6 @@ def check_message(values: Mapping[str, Any], header: object) -> dict[str, Entry]
         elif as_tensor(value) is not None or materialize_of(value):
             raise WireFormatError(f"Parameter {name!r} of the message should have an entry in {META_KEY!r}.")
     return entries
-
-
-def _encode_one(
-    name: str, weights: torch.Tensor, policy: PrecisionPolicy, traffic: Traffic
-) -> tuple[torch.Tensor, Entry]:
-    codec = policy.codec_of(name, weights)
-    if codec is None:
-        return pack_raw(weights)
-    payload, entry, encoded = pack(weights, codec, policy.block_size)
-    traffic.num_encoded += 1
-    traffic.num_saturated += encoded.num_saturated
-    traffic.num_nonfinite += encoded.num_nonfinite
-    _measure_error(weights, codec, policy.block_size, traffic)
-    return payload, entry
-
-
-def _measure_error(weights: torch.Tensor, codec: Codec, block_size: int | None, traffic: Traffic) -> None:
-    """Estimate the error on the first weights of a tensor: a full decode would cost as much as encoding."""
-    sample = weights.reshape(-1)[:_SAMPLE].float()
-    if not sample.numel():
-        return
-    payload, entry, _ = pack(sample, codec, block_size)
-    finite = sample.isfinite()
-    source = sample[finite].double()
-    error = unpack(payload, entry).to(sample.device)[finite].double() - source
-    share = weights.numel() / sample.numel()
-    traffic.error_energy += share * float(error.square().sum())
-    traffic.weight_energy += share * float(source.square().sum())
 
 
 def _entries(header: object) -> dict[str, Entry]:

@@ -3,14 +3,16 @@
 An entry is a dict of builtins. For an encoded tensor::
 
     {"codec": "int8", "dtype": "float32", "shape": [2048, 8192], "block_size": 128, "num_nonfinite": 0,
-     "crc32": 305419896, "numpy": False}
+     "crc32": 305419896}
 
 and its payload is a contiguous 1-D uint8 tensor. For a tensor sent as it is, ``codec`` is ``raw``, the
 payload is the tensor itself, and ``block_size`` and ``num_nonfinite`` are absent.
 """
 
+import json
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,38 +37,50 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def crc32_of(tensor: torch.Tensor) -> int:
-    """CRC-32 of the bytes of a CPU tensor in row-major order."""
+def crc32_of(tensor: torch.Tensor, start: int = 0) -> int:
+    """CRC-32 of the bytes of a CPU tensor in row-major order, continued from `start`."""
     flat = tensor.detach().contiguous().reshape(-1)
-    return zlib.crc32(flat.view(torch.uint8).numpy().data)
+    return zlib.crc32(flat.view(torch.uint8).numpy().data, start)
 
 
-def pack(weights: torch.Tensor, codec: Codec, block_size: int | None) -> tuple[torch.Tensor, Entry, Encoded]:
-    """Encode a tensor. Returns its payload on the CPU, its entry, and what the codec reported."""
+def pack(
+    name: str,
+    weights: torch.Tensor,
+    codec: Codec,
+    block_size: int | None,
+    marks: Mapping[str, bool] | None = None,
+) -> tuple[torch.Tensor, Entry, Encoded]:
+    """Encode a tensor.
+
+    Args:
+        name: parameter name, which the checksum covers.
+        weights: floating-point tensor of any shape and device.
+        codec: what encodes it.
+        block_size: weights that share a scale; None is the codec's default.
+        marks: further flags of the entry.
+
+    Returns:
+        Its payload on the CPU, its entry, and what the codec reported.
+    """
     size = None if codec.default_block_size is None else block_size or codec.default_block_size
     encoded = codec.encode(weights, size)
     payload = encoded.payload.cpu()
-    entry = {
-        "codec": codec.name,
-        "dtype": dtype_name(weights.dtype),
-        "shape": list(weights.shape),
-        "block_size": size,
-        "num_nonfinite": encoded.num_nonfinite,
-        "crc32": crc32_of(payload),
-    }
-    return payload, entry, encoded
+    entry = _described(codec.name, weights, marks)
+    entry |= {"block_size": size, "num_nonfinite": encoded.num_nonfinite}
+    return payload, sealed(name, entry, payload), encoded
 
 
-def pack_raw(weights: torch.Tensor) -> tuple[torch.Tensor, Entry]:
+def pack_raw(
+    name: str, weights: torch.Tensor, marks: Mapping[str, bool] | None = None
+) -> tuple[torch.Tensor, Entry]:
     """A tensor as it is: contiguous and on the CPU, with its entry."""
     payload = weights.cpu().contiguous()
-    entry = {
-        "codec": RAW,
-        "dtype": dtype_name(weights.dtype),
-        "shape": list(weights.shape),
-        "crc32": crc32_of(payload),
-    }
-    return payload, entry
+    return payload, sealed(name, _described(RAW, weights, marks), payload)
+
+
+def sealed(name: str, entry: Entry, payload: torch.Tensor) -> Entry:
+    """The entry with its checksum: CRC-32 of name and fields, continued over the payload."""
+    return {**entry, "crc32": _crc32(name, entry, payload)}
 
 
 def check(name: str, entry: object, value: object) -> torch.Tensor:
@@ -83,8 +97,8 @@ def check(name: str, entry: object, value: object) -> torch.Tensor:
         WireFormatError: naming the parameter, what was expected and what was found.
     """
     try:
-        return _checked(entry, value)
-    except ValueError as e:
+        return _checked(name, entry, value)
+    except (TypeError, ValueError) as e:
         raise WireFormatError(f"Parameter {name!r} of the message is refused: {e}") from e
 
 
@@ -108,7 +122,7 @@ def num_wire_bytes(entry: Entry) -> int:
     return codec.num_payload_bytes(num_weights, entry["block_size"], entry["num_nonfinite"])
 
 
-def _checked(entry: object, value: object) -> torch.Tensor:
+def _checked(name: str, entry: object, value: object) -> torch.Tensor:
     if not isinstance(entry, dict):
         raise ValueError(f"its entry should be a dict. Found {type(entry).__name__}.")
     payload = as_tensor(value)
@@ -119,11 +133,22 @@ def _checked(entry: object, value: object) -> torch.Tensor:
         _check_raw(entry, payload)
     else:
         _check_encoded(entry, payload)
-    if entry.get("crc32") != (found := crc32_of(payload)):
+    if entry.get("crc32") != (found := _crc32(name, entry, payload)):
         raise ValueError(f"its checksum should be {entry.get('crc32')!r}. Found {found}.")
     if entry["codec"] != RAW:
         _check_positions(entry, payload)
     return payload
+
+
+def _described(codec: str, weights: torch.Tensor, marks: Mapping[str, bool] | None) -> Entry:
+    return {"codec": codec, "dtype": dtype_name(weights.dtype), "shape": list(weights.shape), **(marks or {})}
+
+
+def _crc32(name: str, entry: Entry, payload: torch.Tensor) -> int:
+    """Fields are in the order of their names, as JSON without spaces: the same bytes everywhere."""
+    fields = {key: value for key, value in entry.items() if key != "crc32"}
+    text = json.dumps([name, fields], sort_keys=True, separators=(",", ":"))
+    return crc32_of(payload, zlib.crc32(text.encode()))
 
 
 def _check_shape(shape: object) -> None:

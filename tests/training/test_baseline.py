@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nvflare_llm_components.training.baseline import MODES, run_baseline
+from nvflare_llm_components.training.evaluate import evaluate_model
 from nvflare_llm_components.training.settings import TrainingSettings
 from tests.training.conftest import SFT
 
@@ -57,3 +58,8 @@ def test_an_unknown_mode_is_refused(tmp_path, model_folder, data_file):
     settings = TrainingSettings(model_name_or_path=str(model_folder), train_data=data_file)
     with pytest.raises(ValueError, match="mode: expected one of one-call"):
         run_baseline(mode="twice", folder=tmp_path, num_rounds=1, settings=settings)  # type: ignore[arg-type]
+
+
+def test_a_saved_model_evaluates_as_it_did_in_training(folders, data_file):
+    found = evaluate_model(model_folder=folders["one-call"] / "model", eval_data=data_file, sft_config=SFT)
+    assert found["eval_loss"] == values(folders["one-call"], "eval", "eval_loss")[-1]

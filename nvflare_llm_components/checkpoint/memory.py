@@ -1,0 +1,27 @@
+"""Giving freed memory back to the system, which glibc's allocator would rather keep."""
+
+import ctypes
+import gc
+
+M_MMAP_THRESHOLD = -3
+# Below it a buffer is reused, above it every free goes back to the system at once.
+MMAP_THRESHOLD_BYTES = 4 * 2**20
+
+
+def keep_large_buffers_apart() -> None:
+    """Let the allocator map each large buffer on its own, for the rest of the process; glibc only.
+
+    Its threshold grows to 32 MiB with the buffers that are freed, unless it is set; tensors of that size
+    would then lie in heaps, between small objects that outlive them.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+
+
+def give_back() -> None:
+    """Collect garbage and return the free pages of all heaps to the system; only the former without glibc."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

@@ -1,0 +1,65 @@
+"""What one application of a filter cost: bytes, time, and the error it made."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+
+from nvflare_llm_components.quantization.codec import Codec
+
+_SAMPLE = 1 << 16  # weights of a tensor on which its error is measured: a whole number of nf4's superblocks
+
+
+@dataclass
+class Traffic:
+    """What one application of a filter did, in bytes and errors.
+
+    Attributes:
+        num_params: tensors in the message.
+        num_encoded: those among them that were encoded, not sent as they are.
+        bytes_before: size before the application.
+        bytes_after: size after it.
+        bytes_by_precision: size on the wire by codec; ``raw`` is what travels as it is.
+        num_saturated: finite weights beyond the range of their format.
+        num_nonfinite: NaN and infinite weights of blockwise encoded tensors.
+        seconds: wall time.
+        error_energy: sum of squared errors, estimated.
+        weight_energy: sum of squared weights, estimated.
+    """
+
+    num_params: int = 0
+    num_encoded: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    bytes_by_precision: Counter[str] = field(default_factory=Counter)
+    num_saturated: int = 0
+    num_nonfinite: int = 0
+    seconds: float = 0.0
+    error_energy: float = 0.0
+    weight_energy: float = 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """Norm of the error over the norm of the weights; 0 where there are no weights."""
+        return math.sqrt(self.error_energy / self.weight_energy) if self.weight_energy else 0.0
+
+    def count_error(self, weights: torch.Tensor, arrived: torch.Tensor) -> None:
+        """Add the error of a tensor of which all that arrives is known; non-finite weights don't count."""
+        finite = weights.isfinite()
+        source = weights[finite]
+        self.error_energy += float((arrived[finite].float() - source).double().square().sum())
+        self.weight_energy += float(source.double().square().sum())
+
+    def measure_error(self, weights: torch.Tensor, codec: Codec, block_size: int | None) -> None:
+        """Estimate the error on the first weights: a full decode would cost as much as encoding."""
+        sample = weights.reshape(-1)[:_SAMPLE].float()
+        if not sample.numel():
+            return
+        encoded = codec.encode(sample, block_size)
+        decoded = codec.decode(encoded.payload, sample.numel(), block_size, encoded.num_nonfinite)
+        part = Traffic()
+        part.count_error(sample, decoded)
+        share = weights.numel() / sample.numel()
+        self.error_energy += share * part.error_energy
+        self.weight_energy += share * part.weight_energy
