@@ -76,12 +76,15 @@ def partition(
 @app.command()
 def allow(
     path: Annotated[Path, typer.Argument(help="simulator workspace, startup kit, or folder of startup kits")],
+    also: Annotated[
+        list[str] | None, typer.Option(help="a further class or package., such as torch.optim.SGD")
+    ] = None,
 ) -> None:
     """Let a site's jobs load this package's classes, which FLARE refuses until the site lists them."""
     from nvflare_llm_components.tools.allow import allow as run
 
     with _one_sentence():
-        sites = run(path)
+        sites = run(path, also or [])
     for site in sites:
         typer.echo(site.outcome)
     if any(site.changed for site in sites):

@@ -1,5 +1,7 @@
 """The server's global model as a folder that Hugging Face opens: FLARE's persistor and model locator."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,18 @@ from nvflare.app_common.model_desc import ModelDescriptor
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components.checkpoint.folder import map_weights
+from nvflare_llm_components.checkpoint.global_models import BEST, LAST, GlobalModels
 from nvflare_llm_components.checkpoint.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
-from nvflare_llm_components.checkpoint.snapshot import save_snapshot
-from nvflare_llm_components.checkpoint.soundness import refuse_unsound
 from nvflare_llm_components.checkpoint.source import locate
 from nvflare_llm_components.checkpoint.start import Start, start_from
 
 FOLDER = "global_model"
-SOURCE, LAST, BEST = "source", "last", "best"
+SOURCE = "source"
 ALIASES = {"FL_global_model.pt": LAST, "best_FL_global_model.pt": BEST}
 MODEL_FORMAT = "safetensors"
+SERVER_PREFIX = "SRV_"  # what FLARE's evaluations put before the name of a server's model
+KEY_METRIC = "eval_loss"
 ERROR_HEADER = "nvflare_llm_error"  # set by our executor on the reply of a failed task
 WIRE_MARKER = "nvflare_llm_precision"  # the meta key of a message in lower precision
 
@@ -42,7 +44,7 @@ WIRE_MARKER = "nvflare_llm_precision"  # the meta key of a message in lower prec
 class SafetensorsModelPersistor(ModelPersistor):
     """Starts a job from safetensors and saves its global models where `from_pretrained` opens them.
 
-    The folders are `global_model/last` and `global_model/best` in the job's run directory. Each holds
+    The folders are `global_model/last`, `best` and `round_N` in the job's run directory. Each holds
     safetensors, config, generation config, tokenizer and `federation.json`; for adapters it is a PEFT folder.
     """
 
@@ -53,6 +55,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         peft_config: dict[str, Any] | None = None,
         save_dtype: str | None = None,
         max_shard_size: int | str = "5GB",
+        keep: Sequence[str] = (LAST, BEST),
         seed: int = 0,
     ):
         """Store the settings; nothing is read before the job asks for its model.
@@ -60,8 +63,10 @@ class SafetensorsModelPersistor(ModelPersistor):
         Args:
             model_name_or_path: folder or hub name of a model, or folder of an adapter to go on with.
             peft_config: settings of a fresh adapter for `peft.get_peft_config`, with its `peft_type`.
-            save_dtype: "float32", "float16" or "bfloat16" on disk; None keeps the aggregate's.
+            save_dtype: "float32", "float16" or "bfloat16" on disk; None keeps the aggregate's. Where it is
+                narrower, the model that the job goes on with is kept beside, as `global_model/master`.
             max_shard_size: a larger model is saved in shards of at most this size: bytes, or such as "5GB".
+            keep: "last" (always), "best", and "every N" for each N-th round's model.
             seed: of a fresh adapter's values.
         """
         super().__init__()
@@ -69,18 +74,22 @@ class SafetensorsModelPersistor(ModelPersistor):
         self.peft_config = peft_config
         self.save_dtype = save_dtype
         self.max_shard_size = max_shard_size
+        self.keep = keep
         self.seed = seed
         self._start: Start | None = None
+        self._models: GlobalModels | None = None
+        self._losses: dict[str, dict[str, float]] = {}
         fobs.register(TensorDecomposer)
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
         """Return the model that the job starts from, mapped from its files.
 
         Raises:
-            CheckpointError: if it can't be read, or doesn't fit its configuration.
+            CheckpointError: if it can't be read, or doesn't fit its configuration, or the settings are wrong.
         """
         keep_large_buffers_apart()
         start = self._started()
+        self._global_models(fl_ctx)
         self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors from {self.model_name_or_path}")
         return make_model_learnable(dict(start.weights), {})
 
@@ -91,23 +100,99 @@ class SafetensorsModelPersistor(ModelPersistor):
             CheckpointError: if the model is empty, partial, mis-shaped or not finite; `last` stays as it was.
         """
         weights = model[ModelLearnableKey.WEIGHTS]
-        tensors = {name: _tensor(value) for name, value in weights.items()}
-        current_round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
-        shapes = {name: tuple(value.shape) for name, value in self._started().weights.items()}
-        refuse_unsound(tensors, shapes, f"The global model after round {current_round}")
-        self._save(LAST, tensors, self._record(fl_ctx, current_round), fl_ctx)
-        self._hand_back(weights, self._folder(fl_ctx, LAST))
-        del tensors
+        record = self._record(fl_ctx, fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        models = self._global_models(fl_ctx)
+        saved = models.save_last({name: _tensor(value) for name, value in weights.items()}, record)
+        # A controller that keeps NumPy arrays goes on with them.
+        weights.update({name: saved[name] for name in weights if isinstance(weights[name], torch.Tensor)})
+        self.log_info(fl_ctx, f"Global model of round {record['round']} saved in {models.root}")
         give_back()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Save the best model when a selector names it; look at each result, and let it go once used."""
+        """Keep the best model; look at each site's result before it counts, and let go of it after."""
         if event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
             self._save_best(fl_ctx)
+        elif event_type == AppEventType.VALIDATION_RESULT_RECEIVED:
+            self._note_validation(fl_ctx)
+        elif event_type == EventType.END_RUN and self._losses:
+            verdict = self._global_models(fl_ctx).judge_last(KEY_METRIC, self._losses)
+            self.log_info(fl_ctx, verdict or f"Evaluated: {self._losses}")
         elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
             self._inspect_result(fl_ctx)
         elif event_type == EventType.AFTER_PROCESS_SUBMISSION:
             _release_result(fl_ctx)
+
+    def get_model_inventory(self, fl_ctx: FLContext) -> dict[str, ModelDescriptor]:
+        """Return what can be had by `get_model`: source, then last and best where they were saved."""
+        found = {SOURCE: locate(self.model_name_or_path), **self._global_models(fl_ctx).folders()}
+        return {
+            name: ModelDescriptor(name=name, location=str(folder), model_format=MODEL_FORMAT, props={})
+            for name, folder in found.items()
+        }
+
+    def get_model(self, model_file: str, fl_ctx: FLContext) -> ModelLearnable:
+        """Return a model of the inventory, mapped from its files.
+
+        Args:
+            model_file: "source", "last" or "best", or one of FLARE's own names for the latter two.
+            fl_ctx: FLARE's context.
+
+        Raises:
+            ValueError: if there is no such model.
+            CheckpointError: if a file of it is missing or changed.
+        """
+        name = ALIASES.get(model_file, model_file)
+        inventory = self.get_model_inventory(fl_ctx)
+        if name not in inventory:
+            raise ValueError(f"Model '{model_file}': expected one of {list(inventory)}, found no such model.")
+        weights = self._started().weights if name == SOURCE else self._global_models(fl_ctx).load(name)
+        return make_model_learnable(dict(weights), {})
+
+    def _started(self) -> Start:
+        if self._start is None:
+            self._start = start_from(self.model_name_or_path, self.peft_config, self.seed)
+            share_on_deepcopy(self._start.weights)
+        return self._start
+
+    def _global_models(self, fl_ctx: FLContext) -> GlobalModels:
+        if self._models is None:
+            run_dir = fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id())
+            self._models = GlobalModels(
+                Path(run_dir) / FOLDER,
+                self._started(),
+                keep=self.keep,
+                save_dtype=self.save_dtype,
+                max_shard_size=self.max_shard_size,
+            )
+        return self._models
+
+    def _save_best(self, fl_ctx: FLContext) -> None:
+        """Save the model that the sites have just evaluated: the result of the round before this one."""
+        evaluated = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
+        info = fl_ctx.get_prop(AppConstants.METRICS_SELECTION_INFO) or {}
+        record = self._record(fl_ctx, fl_ctx.get_prop(AppConstants.CURRENT_ROUND) - 1)
+        record["metrics"] = dict(info.get("best_metrics", {}))
+        tensors = {name: _tensor(value) for name, value in evaluated.items()}
+        self._global_models(fl_ctx).save_best(tensors, record)
+        self.log_info(fl_ctx, f"Best global model: round {record['round']}, {record['metrics']}")
+
+    def _record(self, fl_ctx: FLContext, saved_round: int) -> dict[str, Any]:
+        stats = fl_ctx.get_prop(AppConstants.AGGREGATION_STATS) or {}
+        sites = sorted(stats.get("contributors", []))
+        return {
+            "round": saved_round,
+            "job_id": fl_ctx.get_job_id(),
+            "metrics": {},
+            "parents": {"source": self.model_name_or_path, "sites": sites},
+        }
+
+    def _note_validation(self, fl_ctx: FLContext) -> None:
+        """Remember a site's loss of one of our models, for the verdict when the run ends."""
+        owner = str(fl_ctx.get_prop(AppConstants.MODEL_OWNER))
+        loss = _loss(fl_ctx.get_prop(AppConstants.VALIDATION_RESULT))
+        if owner.startswith(SERVER_PREFIX) and loss is not None:
+            site = str(fl_ctx.get_prop(AppConstants.DATA_CLIENT))
+            self._losses.setdefault(owner.removeprefix(SERVER_PREFIX), {})[site] = loss
 
     def _inspect_result(self, fl_ctx: FLContext) -> None:
         """Log why a site failed, and end the job where a result is still encoded: its average is noise."""
@@ -126,93 +211,19 @@ class SafetensorsModelPersistor(ModelPersistor):
                 fl_ctx,
             )
 
-    def get_model_inventory(self, fl_ctx: FLContext) -> dict[str, ModelDescriptor]:
-        """Return what can be had by `get_model`: source, then last and best where they were saved."""
-        found = {SOURCE: locate(self.model_name_or_path)}
-        found.update({name: self._folder(fl_ctx, name) for name in (LAST, BEST)})
-        return {
-            name: ModelDescriptor(name=name, location=str(folder), model_format=MODEL_FORMAT, props={})
-            for name, folder in found.items()
-            if folder.is_dir()
-        }
-
-    def get_model(self, model_file: str, fl_ctx: FLContext) -> ModelLearnable:
-        """Return a model of the inventory, mapped from its files.
-
-        Args:
-            model_file: "source", "last" or "best", or one of FLARE's own names for the latter two.
-            fl_ctx: FLARE's context.
-
-        Raises:
-            ValueError: if there is no such model.
-        """
-        name = ALIASES.get(model_file, model_file)
-        inventory = self.get_model_inventory(fl_ctx)
-        if name not in inventory:
-            raise ValueError(f"Model '{model_file}': expected one of {list(inventory)}, found no such model.")
-        if name == SOURCE:
-            return make_model_learnable(dict(self._started().weights), {})
-        weights = map_weights(Path(inventory[name].location))
-        share_on_deepcopy(weights)
-        return make_model_learnable(weights, {})
-
-    def _started(self) -> Start:
-        if self._start is None:
-            self._start = start_from(self.model_name_or_path, self.peft_config, self.seed)
-            share_on_deepcopy(self._start.weights)
-        return self._start
-
-    def _folder(self, fl_ctx: FLContext, name: str) -> Path:
-        run_dir = fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id())
-        return Path(run_dir) / FOLDER / name
-
-    def _save(
-        self, name: str, tensors: dict[str, torch.Tensor], record: dict[str, Any], fl_ctx: FLContext
-    ) -> None:
-        folder = self._folder(fl_ctx, name)
-        dtype = getattr(torch, self.save_dtype) if self.save_dtype else None
-        save_snapshot(folder, tensors, self._started().companions, record, self.max_shard_size, dtype)
-        self.log_info(fl_ctx, f"Global model of round {record['round']} saved as {folder}")
-
-    def _save_best(self, fl_ctx: FLContext) -> None:
-        """Save the model that the sites have just evaluated: the result of the round before this one."""
-        evaluated = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
-        tensors = {name: _tensor(value) for name, value in evaluated.items()}
-        saved_round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND) - 1
-        self._save(BEST, tensors, self._record(fl_ctx, saved_round, _best_metrics(fl_ctx)), fl_ctx)
-
-    def _hand_back(self, weights: dict[str, Any], folder: Path) -> None:
-        """Put the saved file's tensors in the place of equal ones in memory, which are freed."""
-        saved = map_weights(folder)
-        share_on_deepcopy(saved)
-        for name, value in weights.items():
-            if isinstance(value, torch.Tensor) and value.dtype == saved[name].dtype:
-                weights[name] = saved[name]
-
-    def _record(
-        self, fl_ctx: FLContext, saved_round: int, metrics: dict[str, float] | None = None
-    ) -> dict[str, Any]:
-        stats = fl_ctx.get_prop(AppConstants.AGGREGATION_STATS) or {}
-        sites = sorted(stats.get("contributors", []))
-        return {
-            "round": saved_round,
-            "job_id": fl_ctx.get_job_id(),
-            "metrics": metrics or {},
-            "parents": {"source": self.model_name_or_path, "sites": sites},
-        }
-
-
-def _is_encoded(result: Shareable) -> bool:
-    try:
-        return from_shareable(result).get_meta_prop(WIRE_MARKER) is not None
-    except ValueError:  # no model in it
-        return False
-
 
 def _tensor(value: Any) -> torch.Tensor:
     """Return what a state dict holds as a tensor: it may be NumPy's, or still encoded."""
     tensor: torch.Tensor = torch.as_tensor(value.materialize() if hasattr(value, "materialize") else value)
     return tensor
+
+
+def _loss(result: Any) -> float | None:
+    try:
+        loss = from_shareable(result).data.get(KEY_METRIC)
+    except (ValueError, AttributeError):  # a failed task, or no metrics
+        return None
+    return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None
 
 
 def _release_result(fl_ctx: FLContext) -> None:
@@ -227,9 +238,11 @@ def _release_result(fl_ctx: FLContext) -> None:
     give_back()
 
 
-def _best_metrics(fl_ctx: FLContext) -> dict[str, float]:
-    info = fl_ctx.get_prop(AppConstants.METRICS_SELECTION_INFO) or {}
-    return dict(info.get("best_metrics", {}))
+def _is_encoded(result: Shareable) -> bool:
+    try:
+        return from_shareable(result).get_meta_prop(WIRE_MARKER) is not None
+    except ValueError:  # no model in it
+        return False
 
 
 class SafetensorsModelLocator(ModelLocator):

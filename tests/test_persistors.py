@@ -3,10 +3,14 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
-from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.fuel.utils import fobs
@@ -74,6 +78,66 @@ def test_it_saves_each_round_and_hands_the_saved_file_back(persistor, fl_ctx, so
         assert all(copy.deepcopy(weights)[name] is value for name, value in weights.items())
     record = json.loads((last(tmp_path) / "federation.json").read_text())
     assert (record["round"], record["job_id"]) == (1, "job")
+
+
+def evaluated_by(fl_ctx: FLContext, owner: str, site: str, loss: float | None) -> None:
+    metrics = DXO(DataKind.METRICS, data={"eval_loss": loss}).to_shareable()
+    reply = make_reply(ReturnCode.EXECUTION_EXCEPTION) if loss is None else metrics
+    for key, value in (("_model_owner_", owner), ("_data_client_", site), ("_validation_result_", reply)):
+        fl_ctx.set_prop(key, value, private=True, sticky=False)
+
+
+def test_an_evaluation_after_the_training_can_make_the_last_model_the_best(
+    persistor, fl_ctx, source: Path, tmp_path: Path
+):
+    first, second = shifted(source, 0.5), shifted(source, 1.5)
+    persistor.save(make_model_learnable(first, {}), fl_ctx)
+    fl_ctx.set_prop("global_model", make_model_learnable(first, {}), private=True, sticky=True)
+    persistor.handle_event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE, fl_ctx)
+    persistor.save(make_model_learnable(second, {}), fl_ctx)
+    for owner, site, loss in [
+        ("SRV_last", "x", 1.0),
+        ("SRV_best", "x", 2.0),
+        ("SRV_last", "y", 2.0),
+        ("SRV_best", "y", 2.0),
+        ("x", "y", 0.5),
+        ("SRV_source", "y", None),
+    ]:
+        evaluated_by(fl_ctx, owner, site, loss)
+        persistor.handle_event(AppEventType.VALIDATION_RESULT_RECEIVED, fl_ctx)
+    persistor.handle_event(EventType.END_RUN, fl_ctx)
+    best = tmp_path / "run/global_model/best"
+    assert torch.equal(map_weights(best)["model.norm.weight"], second["model.norm.weight"])
+    assert json.loads((best / "federation.json").read_text())["metrics"] == {"eval_loss": 1.5}
+
+
+def test_a_result_is_let_go_of_after_it_was_aggregated(persistor, fl_ctx):
+    peer = FLContext()
+    peer.set_prop(FLContextKey.SHAREABLE, Shareable(), private=True, sticky=False)
+    fl_ctx.set_peer_context(peer)
+    fl_ctx.set_prop(FLContextKey.TASK_RESULT, Shareable(), private=True, sticky=False)
+    persistor.handle_event(EventType.AFTER_PROCESS_SUBMISSION, fl_ctx)
+    assert fl_ctx.get_prop(FLContextKey.TASK_RESULT) is None
+    assert peer.get_prop(FLContextKey.SHAREABLE) is None
+
+
+class Encoded:
+    def __init__(self, value: torch.Tensor):
+        self.value = value
+
+    def materialize(self) -> torch.Tensor:
+        return self.value
+
+
+def test_encoded_and_numpy_values_are_saved(persistor, fl_ctx, source: Path, tmp_path: Path):
+    weights: dict[str, object] = dict(shifted(source, 0.5))
+    weights["model.norm.weight"] = Encoded(torch.full((32,), 4.0))
+    weights["model.layers.0.input_layernorm.weight"] = numpy.full((32,), 5.0, dtype=numpy.float32)
+    persistor.save(make_model_learnable(weights, {}), fl_ctx)
+    saved = map_weights(last(tmp_path))
+    assert saved["model.norm.weight"][0] == 4.0
+    assert saved["model.layers.0.input_layernorm.weight"][0] == 5.0
+    assert isinstance(weights["model.layers.0.input_layernorm.weight"], numpy.ndarray)
 
 
 def test_save_dtype_is_for_the_disk_and_the_master_stays(persistor, fl_ctx, source: Path, tmp_path: Path):

@@ -1,8 +1,8 @@
 """A saved global model: weights, what `from_pretrained` needs beside them, and a record of their origin."""
 
-import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from nvflare_llm_components.checkpoint.folder import write_weights
+from nvflare_llm_components.checkpoint.record import RECORD_FILE, read_record, sha256, write_record
 from nvflare_llm_components.checkpoint.swap import replace_folder
 from nvflare_llm_components.checkpoint.tensor_files import stored_dtype
 
-RECORD_FILE = "federation.json"
-FORMAT_VERSION = 1
 PACKAGES = ("nvflare-llm-components", "nvflare", "torch", "transformers", "peft", "safetensors")
 
 
@@ -42,16 +41,35 @@ def save_snapshot(
     def write(folder: Path) -> None:
         digests = _write_companions(folder, companions, stored)
         digests.update(write_weights(folder, weights, max_shard_size, dtype))
-        text = {
-            "format_version": FORMAT_VERSION,
-            **record,
-            "precision": "+".join(stored),
-            "packages": _packages(),
-            "sha256": digests,
-        }
-        (folder / RECORD_FILE).write_text(json.dumps(text, indent=2, sort_keys=True) + "\n")
+        origin = {"precision": "+".join(stored), "packages": _packages(), "sha256": digests}
+        write_record(folder, {**record, **origin})
 
     replace_folder(target, write)
+
+
+def link_snapshot(source: Path, target: Path, changes: Mapping[str, Any]) -> None:
+    """Put a second name of a saved model in the place of `target`: the same files on disk, its own record.
+
+    Args:
+        source: a folder written by `save_snapshot`.
+        target: the folder.
+        changes: what this one's record says otherwise.
+    """
+
+    def write(folder: Path) -> None:
+        for path in source.iterdir():
+            if path.name != RECORD_FILE:
+                _link(path, folder / path.name)
+        write_record(folder, {**read_record(source), **changes})
+
+    replace_folder(target, write)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def _write_companions(
@@ -66,7 +84,7 @@ def _write_companions(
             path.write_text(content)
         if name == "config.json":
             _name_dtype(path, stored)
-        digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        digests[name] = sha256(path)
     return digests
 
 

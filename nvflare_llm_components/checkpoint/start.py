@@ -11,6 +11,7 @@ from nvflare_llm_components.checkpoint.adapters import initial_adapter
 from nvflare_llm_components.checkpoint.errors import CheckpointError
 from nvflare_llm_components.checkpoint.expected import checked, expected_tensors
 from nvflare_llm_components.checkpoint.folder import ADAPTER_CONFIG, is_adapter, map_weights
+from nvflare_llm_components.checkpoint.record import verify_files
 from nvflare_llm_components.checkpoint.source import locate
 
 TOKENIZER_FILES = (
@@ -51,6 +52,7 @@ def start_from(model_name_or_path: str | None, peft_config: dict[str, Any] | Non
         CheckpointError: if the model or adapter can't be read, or doesn't fit its configuration.
     """
     folder = locate(model_name_or_path)
+    verify_files(folder)
     tokenizer = _files(folder, TOKENIZER_FILES)
     if is_adapter(folder):
         _refuse_other_type(folder, peft_config)

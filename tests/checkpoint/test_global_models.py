@@ -1,0 +1,138 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from nvflare_llm_components.checkpoint.errors import CheckpointError
+from nvflare_llm_components.checkpoint.folder import map_weights
+from nvflare_llm_components.checkpoint.global_models import GlobalModels
+from nvflare_llm_components.checkpoint.record import read_record, verify_files
+from nvflare_llm_components.checkpoint.start import Start
+
+START = Start({"a": torch.zeros(3), "b": torch.zeros(2, 2)}, {"config.json": "{}"})
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((3,), value), "b": torch.full((2, 2), value)}
+
+
+def record(number: int, **metrics: float) -> dict[str, object]:
+    return {"round": number, "job_id": "job", "metrics": metrics, "parents": {}}
+
+
+def value_of(folder: Path) -> float:
+    return map_weights(folder)["a"][0].item()
+
+
+def inode(folder: Path) -> int:
+    return (folder / "model.safetensors").stat().st_ino
+
+
+def test_saving_returns_equal_tensors_that_a_deep_copy_shares(tmp_path: Path):
+    mine = weights(0.5)
+    saved = GlobalModels(tmp_path, START).save_last(mine, record(0))
+    assert all(torch.equal(saved[name], value) and saved[name] is not value for name, value in mine.items())
+    assert all(copy.deepcopy(saved)[name] is value for name, value in saved.items())
+
+
+def test_rounds_are_kept_as_links_to_the_same_files(tmp_path: Path):
+    models = GlobalModels(tmp_path, START, keep=["last", "every 2"])
+    for number in range(5):
+        models.save_last(weights(number), record(number))
+        if number % 2:
+            assert inode(tmp_path / f"round_{number}") == inode(tmp_path / "last")
+    assert {path.name for path in tmp_path.iterdir()} == {"last", "round_1", "round_3"}
+    for name, value in {"last": 4, "round_1": 1, "round_3": 3}.items():
+        assert (value_of(tmp_path / name), read_record(tmp_path / name)["round"]) == (value, value)
+        verify_files(tmp_path / name)
+
+
+def test_the_best_is_a_link_where_it_is_the_last(tmp_path: Path):
+    models = GlobalModels(tmp_path, START)
+    evaluated = models.save_last(weights(1), record(0))
+    models.save_best(evaluated, record(0, eval_loss=2.0))
+    assert inode(tmp_path / "best") == inode(tmp_path / "last")
+    assert read_record(tmp_path / "last")["metrics"] == {}
+    models.save_last(weights(2), record(1))
+    assert (value_of(tmp_path / "best"), value_of(tmp_path / "last")) == (1, 2)
+    assert read_record(tmp_path / "best")["metrics"] == {"eval_loss": 2.0}
+
+
+def test_the_best_is_written_out_where_it_is_another_model(tmp_path: Path):
+    models = GlobalModels(tmp_path, START)
+    models.save_last(weights(1), record(1))
+    models.save_best(weights(7), record(0))
+    assert (value_of(tmp_path / "best"), value_of(tmp_path / "last")) == (7, 1)
+
+
+def test_no_best_where_none_is_wanted(tmp_path: Path):
+    models = GlobalModels(tmp_path, START, keep=["last"])
+    models.save_best(models.save_last(weights(1), record(0)), record(0))
+    assert set(models.folders()) == {"last"}
+
+
+def test_a_narrow_save_dtype_keeps_the_master_beside(tmp_path: Path):
+    models = GlobalModels(tmp_path, START, save_dtype="bfloat16")
+    saved = models.save_last(weights(1 + 1e-6), record(0))
+    assert saved["a"].dtype == torch.float32
+    assert torch.equal(saved["a"], weights(1 + 1e-6)["a"])
+    assert map_weights(tmp_path / "last")["a"].dtype == torch.bfloat16
+    models.save_best(saved, record(0))
+    assert inode(tmp_path / "best") == inode(tmp_path / "last")
+    assert torch.equal(map_weights(tmp_path / "master")["a"], saved["a"])
+
+
+@pytest.mark.parametrize(("last", "best", "expected"), [(1.0, 2.0, 5.0), (2.0, 2.0, 3.0), (3.0, 2.0, 3.0)])
+def test_the_last_becomes_best_where_its_loss_is_lower(
+    tmp_path: Path, last: float, best: float, expected: float
+):
+    models = GlobalModels(tmp_path, START)
+    models.save_best(weights(3), record(0))
+    models.save_last(weights(5), record(1))
+    losses = {"last": {"x": last, "y": last}, "best": {"x": best, "y": best}, "source": {"x": 9.0}}
+    assert models.judge_last("eval_loss", losses)
+    assert value_of(tmp_path / "best") == expected
+    assert read_record(tmp_path / "last")["metrics"] == {"eval_loss": last}
+    assert read_record(tmp_path / "best")["metrics"] == {"eval_loss": min(last, best)}
+
+
+def test_the_last_becomes_best_where_no_selector_named_one(tmp_path: Path):
+    models = GlobalModels(tmp_path, START)
+    models.save_last(weights(5), record(1))
+    assert "new best" in models.judge_last("eval_loss", {"last": {"x": 1.0}})
+    assert value_of(tmp_path / "best") == 5
+
+
+@pytest.mark.parametrize("losses", [{"last": {"x": 1.0}}, {"last": {"x": 1.0}, "best": {"x": 2.0, "y": 2.0}}])
+def test_models_that_not_all_sites_evaluated_are_not_compared(tmp_path: Path, losses):
+    models = GlobalModels(tmp_path, START)
+    models.save_best(weights(3), record(0))
+    models.save_last(weights(5), record(1))
+    assert models.judge_last("eval_loss", losses) == ""
+    assert value_of(tmp_path / "best") == 3
+
+
+def test_a_changed_file_is_found_when_it_is_loaded(tmp_path: Path):
+    models = GlobalModels(tmp_path, START)
+    models.save_last(weights(5), record(1))
+    assert models.load("last")["a"][0] == 5
+    path = tmp_path / "last/model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        models.load("last")
+
+
+@pytest.mark.parametrize(
+    "keep", [[], ["best"], ["last", "every"], ["last", "every 0"], ["last", "every 1", "every 2"]]
+)
+def test_a_wrong_keep_is_named(tmp_path: Path, keep: list[str]):
+    with pytest.raises(CheckpointError, match='keep: expected "last"'):
+        GlobalModels(tmp_path, START, keep=keep)
+
+
+def test_a_wrong_save_dtype_is_named(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="save_dtype: expected one of"):
+        GlobalModels(tmp_path, START, save_dtype="fp16")
