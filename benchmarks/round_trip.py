@@ -1,7 +1,7 @@
 """Memory and time of federated rounds without training: ours beside stock FLARE, in one run.
 
-    python benchmarks/round_trip.py --mib 1152
-    python benchmarks/round_trip.py --llama-1b --runs ours-int8
+    python -m benchmarks.round_trip --mib 1152
+    python -m benchmarks.round_trip --llama-1b --runs ours-int8
 
 Memory is the peak anonymous resident memory (RssAnon) of a process over the whole run; wall is from the
 first task sent to the last model saved, by FLARE's own log. Ratios travel to other machines, seconds do not.
@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from memory_sampler import MemorySampler
-from random_model import MIB, config_of_size, llama_1b_config, save_random_model
-from round_trip_app.jobs import write_job
+from benchmarks.memory_sampler import MemorySampler
+from benchmarks.random_model import MIB, config_of_size, llama_1b_config, save_random_model
+from benchmarks.round_trip_app.jobs import write_job
 
 RESULTS = Path(__file__).parent / "results"
 TIME = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})")

@@ -21,6 +21,7 @@ THIRD_PARTY = {
     "matplotlib",
 }
 HALL = {
+    "aggregators",
     "checkpoint",
     "data",
     "executors",
@@ -41,6 +42,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"nvflare", "transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
     ),
     "checkpoint": ({"checkpoint"}, {"nvflare", "trl", "datasets", "typer", "matplotlib"}),
+    "aggregators": (set(), {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
     "executors": ({"training"}, {"trl", "typer", "matplotlib"}),
     "filters": ({"quantization"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
     "persistors": ({"checkpoint"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),

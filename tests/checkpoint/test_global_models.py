@@ -97,6 +97,13 @@ def test_the_last_becomes_best_where_its_loss_is_lower(
     assert read_record(tmp_path / "best")["metrics"] == {"eval_loss": min(last, best)}
 
 
+def test_the_last_becomes_best_where_no_selector_named_one(tmp_path: Path):
+    models = GlobalModels(tmp_path, START)
+    models.save_last(weights(5), record(1))
+    assert "new best" in models.judge_last("eval_loss", {"last": {"x": 1.0}})
+    assert value_of(tmp_path / "best") == 5
+
+
 @pytest.mark.parametrize("losses", [{"last": {"x": 1.0}}, {"last": {"x": 1.0}, "best": {"x": 2.0, "y": 2.0}}])
 def test_models_that_not_all_sites_evaluated_are_not_compared(tmp_path: Path, losses):
     models = GlobalModels(tmp_path, START)
