@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | N
         ValueError: ``raw`` lacks a file, or ``jobs`` a job.
     """
     console = console or Console()
-    _silence_progress_bars()
+    _silence_libraries()
     missing = [name for name in JOBS if not (jobs / name).is_dir()]
     if missing:
         raise ValueError(f"{jobs}: expected the jobs {', '.join(JOBS)}. Found no {', '.join(missing)}.")
@@ -69,8 +70,9 @@ def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | N
     _show(console, outcomes, central, out)
 
 
-def _silence_progress_bars() -> None:
-    """Those of the libraries: the console has its own."""
+def _silence_libraries() -> None:
+    """Their progress bars and deprecation notes: the console tells what matters here."""
+    warnings.simplefilter("ignore", FutureWarning)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
