@@ -2,6 +2,7 @@
 
 import json
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +303,31 @@ def test_a_relative_path_is_found_in_the_app(make, model, data, fl_ctx, tmp_path
     app.mkdir(parents=True)
     (app / "rows.jsonl").write_bytes(data.read_bytes())
     result(make(train_data="rows.jsonl").execute("train", task(weights_of(model)), fl_ctx, Signal()))
+
+
+class Watch(Signal):
+    """Polled at each step of the training: notes whether the incoming values are still in memory."""
+
+    def __init__(self, values: list[weakref.ref]):
+        self.values = values
+        self.alive: list[int] = []
+        super().__init__()
+
+    @property
+    def triggered(self) -> bool:
+        self.alive.append(sum(value() is not None for value in self.values))
+        return False
+
+    @triggered.setter
+    def triggered(self, value: bool) -> None:
+        assert not value
+
+
+def test_the_incoming_message_is_out_of_memory_while_training(make, model, fl_ctx):
+    data = {name: Lazy(value) for name, value in weights_of(model).items()}
+    watch = Watch([weakref.ref(value) for value in data.values()])
+    shareable = task(data)
+    del data
+    result(make().execute("train", shareable, fl_ctx, watch))
+    assert watch.alive
+    assert set(watch.alive) == {0}
