@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """Shows what the user got wrong as one sentence on stderr, and exits with code 2; with 1 if a job failed."""
+    """Shows what the user got wrong as one sentence on stderr and exits with code 2, or 1 if a job failed."""
     try:
         yield
     except (ValueError, OSError, CommandError) as error:
@@ -134,6 +134,34 @@ def demo(
 
     with _one_sentence():
         run(out=out, jobs=jobs or shipped_jobs(), raw=raw)
+
+
+@app.command()
+def sizes(
+    model: Annotated[str, typer.Argument(help="Hugging Face folder or hub name; only its config is read")],
+    precision: Annotated[list[str] | None, typer.Option(help="may be repeated; default: all")] = None,
+    peft: Annotated[str | None, typer.Option(help="peft_config as JSON, or a JSON file")] = None,
+    clients: Annotated[int, typer.Option(help="clients that share the server's link")] = 1,
+    mbps: Annotated[float, typer.Option(help="that link, in Mbit/s")] = 1000.0,
+) -> None:
+    """Tell bytes of a message and seconds of a round before anything is run."""
+    from nvflare_llm_components.tools.sizes import show_sizes
+
+    with _one_sentence():
+        show_sizes(model, precision or None, peft, clients, mbps)
+
+
+@app.command()
+def traffic(
+    run: Annotated[Path, typer.Argument(help="run directory of a site, or a simulator workspace")],
+    plot: Annotated[Path | None, typer.Option(help="PNG; default: traffic.png in RUN")] = None,
+) -> None:
+    """Show what a run's messages weighed, round by round."""
+    from nvflare_llm_components.tools.traffic import show_traffic
+
+    with _one_sentence():
+        drawn = show_traffic(run, plot)
+    typer.echo(f"Plot: {drawn}")
 
 
 if __name__ == "__main__":

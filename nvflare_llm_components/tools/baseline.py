@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nvflare_llm_components.data.records import read_records, write_jsonl
 from nvflare_llm_components.tools.job import num_rounds, training_settings
@@ -35,7 +36,7 @@ def baseline(job: Path, sites: Sequence[str], mode: str, out: Path) -> Path:
 
 
 def _put_together(settings: Sequence[TrainingSettings], folder: Path) -> TrainingSettings:
-    paths: dict[str, Path] = {"train_data": folder / "training.jsonl"}
+    paths: dict[str, Any] = {"train_data": folder / "training.jsonl"}
     if all(site.eval_data for site in settings):
         paths["eval_data"] = folder / "validation.jsonl"
     for name, path in paths.items():

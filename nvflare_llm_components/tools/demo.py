@@ -2,24 +2,27 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
+import transformers
 from rich.console import Console
 from rich.table import Table
 
 import nvflare_llm_components
-
 from nvflare_llm_components.data.demo_model import save_base_model
 from nvflare_llm_components.data.demo_sets import neutral_text, write_raw_sets
 from nvflare_llm_components.data.records import read_records
 from nvflare_llm_components.tools.demo_figure import Outcome, draw
-from nvflare_llm_components.tools.evaluation import evaluate, generate
 from nvflare_llm_components.tools.federation import Federation, simulate
+from nvflare_llm_components.tools.generation import generate
 from nvflare_llm_components.tools.job import training_settings
 from nvflare_llm_components.tools.runs import SiteRun
 from nvflare_llm_components.tools.shell import Shell
+from nvflare_llm_components.training.evaluate import evaluate_model
 
 SITES = ("dolly", "alpaca", "oasst1")
 JOBS = ("sft", "sft_int8", "peft_lora")
@@ -47,20 +50,32 @@ def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | N
         ValueError: ``raw`` lacks a file, or ``jobs`` a job.
     """
     console = console or Console()
-    out = out.resolve()
+    _silence_libraries()
     missing = [name for name in JOBS if not (jobs / name).is_dir()]
     if missing:
         raise ValueError(f"{jobs}: expected the jobs {', '.join(JOBS)}. Found no {', '.join(missing)}.")
-    variables = {"NVFLARE_LLM_MODEL": str(out / "model"), "NVFLARE_LLM_DATA": str(out / "data")}
+    # Absolute: each process of the simulator has a working directory of its own.
+    places = {
+        "NVFLARE_LLM_MODEL": str(out.resolve() / "model"),
+        "NVFLARE_LLM_DATA": str(out.resolve() / "data"),
+    }
     # One thread a site: three trainings that each take all cores would wait for each other.
-    shell = Shell(console, variables | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
-    os.environ.update(variables)
+    shell = Shell(console, places | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    os.environ.update(places)
     _prepare(shell, out, raw)
     shell.export()
     federations = [simulate(shell, jobs / name, out / name, SITES) for name in JOBS]
     outcomes = [_outcome(console, federation) for federation in federations]
     central = _centralized(shell, jobs / JOBS[0], out / "centralized")
     _show(console, outcomes, central, out)
+
+
+def _silence_libraries() -> None:
+    """Their progress bars and deprecation notes: the console tells what matters here."""
+    warnings.simplefilter("ignore", FutureWarning)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def _prepare(shell: Shell, out: Path, raw: Path | None) -> None:
@@ -110,6 +125,8 @@ def _make_model(console: Console, out: Path, text: Sequence[str], vocab_size: in
 
         def progress(step: int, loss: float) -> None:
             status.update(f"Making a small base model: step {step}, loss {loss:.2f}")
+            if step % 100 == 0:
+                console.print(f"  base model: step {step}, loss {loss:.2f}", highlight=False)
 
         num_weights = save_base_model(out / "model", text, vocab_size=vocab_size, progress=progress)
     console.print(f"Made a base model of {num_weights / 1e6:.1f} million weights: {out / 'model'}")
@@ -125,7 +142,15 @@ def _outcome(console: Console, federation: Federation) -> Outcome:
 
 
 def _loss(job: Path, model: Path, site: str) -> float:
-    return evaluate(model, training_settings(job, site))
+    settings = training_settings(job, site)
+    if settings.eval_data is None:
+        raise ValueError(f"{job}: expected `eval_data`. Found none, so there is nothing to compare.")
+    return evaluate_model(
+        model_folder=model,
+        eval_data=settings.eval_data,
+        base_model=settings.model_name_or_path if settings.peft_config else None,
+        sft_config=settings.sft_config,
+    )["eval_loss"]
 
 
 def _centralized(shell: Shell, job: Path, folder: Path) -> Outcome:
@@ -160,7 +185,7 @@ def _show(console: Console, federated: Sequence[Outcome], central: Outcome, out:
 def _show_answers(console: Console, out: Path, model: Path) -> None:
     rows = [row for site in SITES for row in read_records(out / "data" / site / "testing.jsonl")[:2]]
     answers = generate(model, str(out / "model"), [row["input"] for row in rows])
-    table = Table(title=f"Answers of {model.relative_to(out.parent)}", show_lines=True)
+    table = Table(title=f"Answers of {model}", show_lines=True)
     for column in ("prompt (held out)", "answer", "expected"):
         table.add_column(column)
     for row, answer in zip(rows, answers, strict=True):
