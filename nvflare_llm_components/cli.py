@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """Shows what the user got wrong as one sentence on stderr, and exits with code 2; with 1 if a job failed."""
+    """Shows what the user got wrong as one sentence on stderr and exits with code 2, or 1 if a job failed."""
     try:
         yield
     except (ValueError, OSError, CommandError) as error:
@@ -124,7 +124,9 @@ def plot(
 def demo(
     raw: Annotated[Path | None, typer.Option(help="folder with dolly, alpaca and oasst1 files")] = None,
     out: Annotated[Path, typer.Option(help="gets all that the demo makes")] = Path("demo"),
-    jobs: Annotated[Path | None, typer.Option(help="default: job_configs here, or the installed ones")] = None,
+    jobs: Annotated[
+        Path | None, typer.Option(help="default: job_configs here, or the installed ones")
+    ] = None,
 ) -> None:
     """Fine-tune one model at three sites without sharing data, and show what came of it."""
     from nvflare_llm_components.tools.demo import demo as run
@@ -132,7 +134,6 @@ def demo(
 
     with _one_sentence():
         run(out=out, jobs=jobs or shipped_jobs(), raw=raw)
-
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from nvflare.app_common.model_desc import ModelDescriptor
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components.checkpoint.global_models import BEST, LAST, GlobalModels
+from nvflare_llm_components.checkpoint.errors import CheckpointError
+from nvflare_llm_components.checkpoint.global_models import BEST, LAST, GlobalModels, earlier_model
 from nvflare_llm_components.checkpoint.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
 from nvflare_llm_components.checkpoint.source import locate
@@ -57,6 +58,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         max_shard_size: int | str = "5GB",
         keep: Sequence[str] = (LAST, BEST),
         seed: int = 0,
+        resume_from: str | None = None,
     ):
         """Store the settings; nothing is read before the job asks for its model.
 
@@ -68,6 +70,8 @@ class SafetensorsModelPersistor(ModelPersistor):
             max_shard_size: a larger model is saved in shards of at most this size: bytes, or such as "5GB".
             keep: "last" (always), "best", and "every N" for each N-th round's model.
             seed: of a fresh adapter's values.
+            resume_from: the server's run directory of an earlier job; its last model is started from, and its
+                best stays the best until there is a better one.
         """
         super().__init__()
         self.model_name_or_path = model_name_or_path
@@ -76,6 +80,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         self.max_shard_size = max_shard_size
         self.keep = keep
         self.seed = seed
+        self.resume_from = resume_from
         self._start: Start | None = None
         self._models: GlobalModels | None = None
         self._losses: dict[str, dict[str, float]] = {}
@@ -150,7 +155,10 @@ class SafetensorsModelPersistor(ModelPersistor):
 
     def _started(self) -> Start:
         if self._start is None:
-            self._start = start_from(self.model_name_or_path, self.peft_config, self.seed)
+            if self.resume_from is None:
+                self._start = start_from(self.model_name_or_path, self.peft_config, self.seed)
+            else:
+                self._start = start_from(str(self._earlier_model()), self.peft_config, self.seed)
             share_on_deepcopy(self._start.weights)
         return self._start
 
@@ -164,7 +172,18 @@ class SafetensorsModelPersistor(ModelPersistor):
                 save_dtype=self.save_dtype,
                 max_shard_size=self.max_shard_size,
             )
+            if self.resume_from is not None:
+                self._models.take_over(self._earlier_model().parent)
         return self._models
+
+    def _earlier_model(self) -> Path:
+        model = earlier_model(Path(str(self.resume_from)) / FOLDER)
+        if model is None:
+            raise CheckpointError(
+                f"resume_from: expected a saved model below {self.resume_from}/{FOLDER}, found none. Give "
+                "the server's run directory of the earlier job, or leave resume_from out."
+            )
+        return model
 
     def _save_best(self, fl_ctx: FLContext) -> None:
         """Save the model that the sites have just evaluated: the result of the round before this one."""
@@ -172,9 +191,10 @@ class SafetensorsModelPersistor(ModelPersistor):
         info = fl_ctx.get_prop(AppConstants.METRICS_SELECTION_INFO) or {}
         record = self._record(fl_ctx, fl_ctx.get_prop(AppConstants.CURRENT_ROUND) - 1)
         record["metrics"] = dict(info.get("best_metrics", {}))
+        lower_is_better = info.get("key_metric", {}).get("mode") == "min"
         tensors = {name: _tensor(value) for name, value in evaluated.items()}
-        self._global_models(fl_ctx).save_best(tensors, record)
-        self.log_info(fl_ctx, f"Best global model: round {record['round']}, {record['metrics']}")
+        if self._global_models(fl_ctx).save_best(tensors, record, lower_is_better):
+            self.log_info(fl_ctx, f"Best global model: round {record['round']}, {record['metrics']}")
 
     def _record(self, fl_ctx: FLContext, saved_round: int) -> dict[str, Any]:
         stats = fl_ctx.get_prop(AppConstants.AGGREGATION_STATS) or {}

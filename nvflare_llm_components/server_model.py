@@ -43,7 +43,7 @@ class SafetensorsModule(torch.nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "SafetensorsModule":
         """What ``to()`` calls: the values have to be there to be moved."""
         self._read()
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
 
     def _read(self) -> None:
         if self._modules or self._parameters:

@@ -233,3 +233,35 @@ def test_construction_reads_nothing():
 
 def test_the_tiny_model_is_what_the_files_hold(source: Path, tmp_path: Path):
     assert state_of(save_tiny_llama(tmp_path / "again")).keys() == map_weights(source).keys()
+
+
+def test_it_goes_on_from_an_earlier_run_and_keeps_its_best(persistor, fl_ctx, source: Path, tmp_path: Path):
+    first = shifted(source, 0.5)
+    persistor.save(make_model_learnable(first, {}), fl_ctx)
+    name_best(persistor, fl_ctx, first, 2.0)
+    persistor.save(make_model_learnable(shifted(source, 1.5), {}), fl_ctx)
+    (tmp_path / "run").rename(tmp_path / "earlier")
+    again = SafetensorsModelPersistor(
+        model_name_or_path=str(source), resume_from=str(tmp_path / "earlier"), keep=["last", "best"]
+    )
+    weights = again.load(fl_ctx)["weights"]
+    assert weights["model.norm.weight"].mean() == 2.5
+    assert list(again.get_model_inventory(fl_ctx)) == ["source", "last", "best"]
+    name_best(again, fl_ctx, weights, 3.0)
+    best = tmp_path / "run/global_model/best"
+    assert map_weights(best)["model.norm.weight"].mean() == 1.5
+    name_best(again, fl_ctx, weights, 1.0)
+    assert map_weights(best)["model.norm.weight"].mean() == 2.5
+
+
+def name_best(persistor, fl_ctx: FLContext, weights: dict[str, torch.Tensor], loss: float) -> None:
+    info = {"best_metrics": {"eval_loss": loss}, "key_metric": {"name": "eval_loss", "mode": "min"}}
+    fl_ctx.set_prop("global_model", make_model_learnable(weights, {}), private=True, sticky=True)
+    fl_ctx.set_prop("metrics_selection_info", info, private=True, sticky=False)
+    persistor.handle_event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE, fl_ctx)
+
+
+def test_an_earlier_run_without_a_model_is_named(fl_ctx, source: Path, tmp_path: Path):
+    persistor = SafetensorsModelPersistor(model_name_or_path=str(source), resume_from=str(tmp_path))
+    with pytest.raises(CheckpointError, match="expected a saved model below"):
+        persistor.load(fl_ctx)

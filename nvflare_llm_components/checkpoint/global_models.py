@@ -15,6 +15,7 @@ from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
 from nvflare_llm_components.checkpoint.snapshot import link_snapshot, save_snapshot
 from nvflare_llm_components.checkpoint.soundness import refuse_unsound
 from nvflare_llm_components.checkpoint.start import Start
+from nvflare_llm_components.checkpoint.swap import recover_folder
 from nvflare_llm_components.checkpoint.tensor_files import stored_dtype
 
 LAST, BEST, MASTER = "last", "best", "master"
@@ -79,14 +80,29 @@ class GlobalModels:
         share_on_deepcopy(self._handed_out)
         return dict(self._handed_out)
 
-    def save_best(self, weights: dict[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-        """Save a model as the best so far: by a link to `last` where it is that one."""
-        if not self._keep_best:
-            return
+    def save_best(
+        self, weights: dict[str, torch.Tensor], record: Mapping[str, Any], lower_is_better: bool = True
+    ) -> bool:
+        """Save a model as the best so far, by a link to `last` where it is that one.
+
+        Args:
+            weights: tensors by checkpoint name.
+            record: round, job_id, metrics, parents.
+            lower_is_better: of the metrics.
+
+        Returns:
+            Whether it was saved: not where `keep` has no best, or the best on disk has better metrics.
+        """
+        beaten = (
+            self._is_beaten(metric, value, lower_is_better) for metric, value in record["metrics"].items()
+        )
+        if not self._keep_best or any(beaten):
+            return False
         if self._handed_out and all(weights.get(name) is value for name, value in self._handed_out.items()):
             link_snapshot(self.root / LAST, self.root / BEST, {"metrics": record["metrics"]})
         else:
             self._write(BEST, weights, record)
+        return True
 
     def judge_last(self, metric: str, losses: Mapping[str, Mapping[str, float]]) -> str:
         """Write evaluations into the records, and make `last` the best where its loss is lower.
@@ -114,6 +130,12 @@ class GlobalModels:
         link_snapshot(self.root / LAST, self.root / BEST, {})
         return f"last is the new best: {metric} {means[LAST]:.6f}, was {means.get(BEST, math.inf):.6f}"
 
+    def take_over(self, earlier: Path) -> None:
+        """Link an earlier run's models into this folder, so that this run can be continued in its turn."""
+        for name in (MASTER, LAST, BEST):
+            if (earlier / name).is_dir():
+                link_snapshot(earlier / name, self.root / name, {})
+
     def folders(self) -> dict[str, Path]:
         """Return the folders of last and best, those that exist."""
         return {name: self.root / name for name in (LAST, BEST) if (self.root / name).is_dir()}
@@ -129,8 +151,21 @@ class GlobalModels:
         share_on_deepcopy(weights)
         return weights
 
+    def _is_beaten(self, metric: str, value: float, lower_is_better: bool) -> bool:
+        """Tell whether the best model on disk, perhaps an earlier run's, is at least as good."""
+        best = read_record(self.root / BEST).get("metrics", {}).get(metric)
+        return best is not None and not (value < best if lower_is_better else value > best)
+
     def _write(self, name: str, weights: dict[str, torch.Tensor], record: Mapping[str, Any]) -> None:
         save_snapshot(self.root / name, weights, self._companions, record, self._max_shard_size, self._dtype)
+
+
+def earlier_model(root: Path) -> Path | None:
+    """Return the folder that a later run goes on from: the latest of `master` and `last`, or None."""
+    for name in (LAST, MASTER):
+        recover_folder(root / name)
+    found = [root / name for name in (MASTER, LAST) if (root / name).is_dir()]
+    return max(found, key=lambda folder: int(read_record(folder)["round"]), default=None)
 
 
 def _keep(keep: Sequence[str]) -> tuple[bool, int]:

@@ -46,7 +46,7 @@ def allow(path: Path, also: Sequence[str] = ()) -> list[Allowed]:
 
     Raises:
         NotADirectoryError: ``path`` is a file.
-        ValueError: a site's ``resources.json`` is not what FLARE reads, or ``also`` names no class or package.
+        ValueError: a site's ``resources.json`` is not what FLARE reads, or ``also`` names no class.
     """
     for entry in also:
         if not _ENTRY.fullmatch(entry):

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 import nvflare_llm_components
-
 from nvflare_llm_components.data.demo_model import save_base_model
 from nvflare_llm_components.data.demo_sets import neutral_text, write_raw_sets
 from nvflare_llm_components.data.records import read_records
@@ -47,14 +46,17 @@ def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | N
         ValueError: ``raw`` lacks a file, or ``jobs`` a job.
     """
     console = console or Console()
-    out = out.resolve()
     missing = [name for name in JOBS if not (jobs / name).is_dir()]
     if missing:
         raise ValueError(f"{jobs}: expected the jobs {', '.join(JOBS)}. Found no {', '.join(missing)}.")
-    variables = {"NVFLARE_LLM_MODEL": str(out / "model"), "NVFLARE_LLM_DATA": str(out / "data")}
+    # Absolute: each process of the simulator has a working directory of its own.
+    places = {
+        "NVFLARE_LLM_MODEL": str(out.resolve() / "model"),
+        "NVFLARE_LLM_DATA": str(out.resolve() / "data"),
+    }
     # One thread a site: three trainings that each take all cores would wait for each other.
-    shell = Shell(console, variables | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
-    os.environ.update(variables)
+    shell = Shell(console, places | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    os.environ.update(places)
     _prepare(shell, out, raw)
     shell.export()
     federations = [simulate(shell, jobs / name, out / name, SITES) for name in JOBS]
@@ -110,6 +112,8 @@ def _make_model(console: Console, out: Path, text: Sequence[str], vocab_size: in
 
         def progress(step: int, loss: float) -> None:
             status.update(f"Making a small base model: step {step}, loss {loss:.2f}")
+            if step % 100 == 0:
+                console.print(f"  base model: step {step}, loss {loss:.2f}", highlight=False)
 
         num_weights = save_base_model(out / "model", text, vocab_size=vocab_size, progress=progress)
     console.print(f"Made a base model of {num_weights / 1e6:.1f} million weights: {out / 'model'}")
@@ -160,7 +164,7 @@ def _show(console: Console, federated: Sequence[Outcome], central: Outcome, out:
 def _show_answers(console: Console, out: Path, model: Path) -> None:
     rows = [row for site in SITES for row in read_records(out / "data" / site / "testing.jsonl")[:2]]
     answers = generate(model, str(out / "model"), [row["input"] for row in rows])
-    table = Table(title=f"Answers of {model.relative_to(out.parent)}", show_lines=True)
+    table = Table(title=f"Answers of {model}", show_lines=True)
     for column in ("prompt (held out)", "answer", "expected"):
         table.add_column(column)
     for row, answer in zip(rows, answers, strict=True):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 
@@ -89,14 +90,14 @@ def tail(log: Path, num_lines: int = 15) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:])
 
 
-def _start(command: Sequence[str], variables: dict[str, str], output: object) -> "subprocess.Popen[str]":
+def _start(command: Sequence[str], variables: dict[str, str], output: IO[str]) -> "subprocess.Popen[str]":
     program, *arguments = command
     # A group of its own: FLARE's clients outlive a killed simulator, but the group's signal reaches them.
     return subprocess.Popen(
         [sys.executable, "-m", _PROGRAMS[program], *arguments],
         env=os.environ | variables,
         stdin=subprocess.DEVNULL,
-        stdout=output,  # type: ignore[arg-type]
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
