@@ -2,10 +2,10 @@
 
 The map of the package; an arrow is an import, and there are no others::
 
-    floor 2   executors     filters         persistors     adapters to NVFlare: thin
+    floor 2   executors     filters         persistors  aggregators   adapters to NVFlare: thin
                   |             |               |
-    floor 1   training/     quantization/   checkpoint/    pure: know neither NVFlare nor each other
-    hall      cli, tools/, data/                           for people; import floors 1 and 2
+    floor 1   training/     quantization/   checkpoint/               pure: no NVFlare, not each other
+    hall      cli, tools/, data/                                      for people; import floors 1 and 2
 
 A job names the adapters by class path, so importing this package loads nothing heavy.
 """

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from nvflare_llm_components.tools.shell import CommandError
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -22,12 +24,12 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """Shows what the user got wrong as one sentence on stderr, and exits with code 2."""
+    """Shows what the user got wrong as one sentence on stderr and exits with code 2, or 1 if a job failed."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CommandError) as error:
         typer.secho(f"Error: {error}", err=True, fg="red")
-        raise typer.Exit(2) from error
+        raise typer.Exit(1 if isinstance(error, CommandError) else 2) from error
 
 
 @app.command()
@@ -74,16 +76,64 @@ def partition(
 @app.command()
 def allow(
     path: Annotated[Path, typer.Argument(help="simulator workspace, startup kit, or folder of startup kits")],
+    also: Annotated[
+        list[str] | None, typer.Option(help="a further class or package., such as torch.optim.SGD")
+    ] = None,
 ) -> None:
     """Let a site's jobs load this package's classes, which FLARE refuses until the site lists them."""
     from nvflare_llm_components.tools.allow import allow as run
 
     with _one_sentence():
-        sites = run(path)
+        sites = run(path, also or [])
     for site in sites:
         typer.echo(site.outcome)
     if any(site.changed for site in sites):
         typer.echo("A server or client that is running reads this when it is started again.")
+
+
+@app.command()
+def baseline(
+    job: Annotated[Path, typer.Argument(help="folder of a job whose client trains with HFSFTExecutor")],
+    sites: Annotated[str, typer.Option(help="the sites whose rows are put together, by commas")],
+    out: Annotated[Path, typer.Option(help="gets metrics.jsonl and the final model")],
+    mode: Annotated[str, typer.Option(help="one-call, iterative or iterative-fixed")] = "one-call",
+) -> None:
+    """Train in one place what a job trains at its sites, to compare with it."""
+    from nvflare_llm_components.tools.baseline import baseline as run
+
+    with _one_sentence():
+        model = run(job, [site for site in sites.split(",") if site], mode, out)
+    typer.echo(f"Curves: {out / 'metrics.jsonl'}")
+    typer.echo(f"Final model: {model}")
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="simulator workspaces, run directories, baselines")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="image: .png, .svg or .pdf")] = Path("curves.png"),
+) -> None:
+    """Lay the curves of runs over each other: loss, learning rate and eval loss by global step."""
+    from nvflare_llm_components.tools.plots import plot as run
+
+    with _one_sentence():
+        drawn = run(runs, out)
+    typer.echo(f"{out}: {', '.join(site.label for site in drawn)}")
+
+
+@app.command()
+def demo(
+    raw: Annotated[Path | None, typer.Option(help="folder with dolly, alpaca and oasst1 files")] = None,
+    out: Annotated[Path, typer.Option(help="gets all that the demo makes")] = Path("demo"),
+    jobs: Annotated[
+        Path | None, typer.Option(help="default: job_configs here, or the installed ones")
+    ] = None,
+) -> None:
+    """Fine-tune one model at three sites without sharing data, and show what came of it."""
+    from nvflare_llm_components.tools.demo import demo as run
+    from nvflare_llm_components.tools.demo import shipped_jobs
+
+    with _one_sentence():
+        run(out=out, jobs=jobs or shipped_jobs(), raw=raw)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ class PrecisionQuantizeFilter(_PrecisionFilter):
         return DXO(data_kind=dxo.data_kind, data=dict(message.values), meta=meta)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Watch that what this side receives is decoded, and let go of the last broadcast at the end."""
+        """Watch that what this side receives is decoded, and let go of the last broadcast in time."""
         if event_type == EventType.AFTER_TASK_DATA_FILTER and not _is_server(fl_ctx):
             is_encoded = _is_encoded(fl_ctx.get_prop(FLContextKey.TASK_DATA))
             self._undecoded_task = fl_ctx.get_prop(FLContextKey.TASK_NAME) if is_encoded else None
@@ -150,8 +150,18 @@ class PrecisionQuantizeFilter(_PrecisionFilter):
             if _is_encoded(fl_ctx.get_prop(FLContextKey.TASK_RESULT)):
                 task = fl_ctx.get_prop(FLContextKey.TASK_NAME)
                 self.system_panic(_missing_half("server", "task_result_filters", task), fl_ctx)
+        elif event_type == EventType.BEFORE_TASK_RESULT_FILTER and _is_server(fl_ctx):
+            self._let_go_of_broadcast(is_over=False)
         elif event_type == EventType.END_RUN:
-            with self._lock:
+            self._let_go_of_broadcast(is_over=True)
+
+    def _let_go_of_broadcast(self, is_over: bool) -> None:
+        """Free the memory for the results that arrive; a late client costs one more encoding.
+
+        A step of the shadow is kept: taken again, it would lead to another shadow.
+        """
+        with self._lock:
+            if is_over or (self._broadcast and isinstance(self._broadcast.content, Message)):
                 self._broadcast = None
 
     def _encoded(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> tuple[Message, bool]:

@@ -1,4 +1,4 @@
-"""A site as a filter sees one: real FLContexts, a real workspace on disk, and an engine that delivers events."""
+"""A site as a filter sees one: real FLContexts, a workspace on disk, an engine that delivers events."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """What filters keep on disk between rounds: residuals of updates and shadows of broadcasts."""
 
 import logging
+import weakref
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.sites import Site
 def random(seed: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
+        "layer.weight": torch.randn(40, 90, generator=generator) * scale,
         "embed.weight": torch.randn(60, 40, generator=generator) * scale,
         "norm.weight": torch.ones(40),
     }
@@ -111,7 +113,7 @@ def test_the_residual_is_what_rounding_left_out(tmp_path):
     taken = server.receive(client.send(random(7), 0), client)["embed.weight"]
     residual = load_file(client.site.run_dir / "filter_state" / "residual.safetensors")
     torch.testing.assert_close(residual["embed.weight"] + taken, random(7)["embed.weight"])
-    assert list(residual) == ["embed.weight"]
+    assert sorted(residual) == ["embed.weight", "layer.weight"]
 
 
 def test_a_lost_round_drops_its_residual_and_says_so(tmp_path, caplog):
@@ -248,6 +250,21 @@ def test_a_message_of_full_precision_is_warned_of_once(tmp_path, caplog):
     for _ in range(2):
         server.receive(message(random(1), 0), client)
     assert caplog.text.count("no PrecisionQuantizeFilter in the client's task_result_filters") == 1
+
+
+def test_the_broadcast_is_let_go_when_results_arrive_unless_it_is_a_step_of_the_shadow(tmp_path):
+    for precision, is_kept in (("int8", False), ("nf4", True)):
+        server, client = Server(tmp_path / precision, precision=precision), Client(tmp_path / precision)
+        task = message(random(1), 0)
+        first = from_shareable(server.send(make_copy(task), client)).data["embed.weight"]
+        address = weakref.ref(first)
+        del first
+        server.site.fire_event(EventType.BEFORE_TASK_RESULT_FILTER, server.site.context())
+        assert (address() is not None) == is_kept
+        client.receive(server.send(make_copy(task), client))
+        assert (
+            torch.equal(server.shadow()["embed.weight"], client.shadow()["embed.weight"]) if is_kept else True
+        )
 
 
 def test_totals_are_streamed_as_analytics(tmp_path):

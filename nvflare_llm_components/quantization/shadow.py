@@ -71,11 +71,10 @@ class ShadowStep:
     def _encode_absolute(self) -> Message:
         shadow, known = TensorFile(self.path), self.difference
         encoder = MessageEncoder(self.policy)
-        for name in [*shadow, *(name for name in known.values if name not in shadow)]:
-            if name in shadow:
-                encoder.add_encoded(name, shadow.read(name), BF16, _MARK)
-            else:
-                encoder.add_again(name, known)
+        for name in shadow:
+            encoder.add_encoded(name, shadow.read(name), BF16, _MARK)
+        for name in (name for name in known.values if name not in shadow):
+            encoder.add_again(name, known)
         encoder.traffic.bytes_before = known.traffic.bytes_before
         encoder.traffic.error_energy = known.traffic.error_energy
         encoder.traffic.weight_energy = known.traffic.weight_energy
@@ -97,11 +96,10 @@ def advance(values: Mapping[str, Any], policy: PrecisionPolicy, folder: Path) ->
         old = None
     encoder = MessageEncoder(policy)
     with TensorFileWriter(path, shapes, torch.bfloat16) as writer:
-        for name, value in values.items():
-            if name in shapes:
-                writer.write(name, _advance_one(encoder, name, value, old))
-            else:
-                encoder.add(name, value)
+        for name in shapes:
+            writer.write(name, _advance_one(encoder, name, values[name], old))
+        for name in (name for name in values if name not in shapes):
+            encoder.add(name, values[name])
         new = f"{writer.crc32:08x}"
         writer.commit(new)
     base = old.label if old else None
@@ -128,7 +126,7 @@ def follow(
     new, base = _ids(header)
     path = folder / SHADOW_NAME
     old = _shadow_with(base, path)
-    shapes = {name: tuple(entries[name]["shape"]) for name in values if _is_shadowed(entries.get(name))}
+    shapes = {name: tuple(entries[name]["shape"]) for name in sorted(entries) if _is_shadowed(entries[name])}
     with TensorFileWriter(path, shapes, torch.bfloat16) as writer:
         for name in shapes:
             step = unpack(_payload(values[name]), entries[name])
@@ -162,9 +160,10 @@ class ShadowTensor:
 
 
 def _shadowed_shapes(values: Mapping[str, Any], policy: PrecisionPolicy) -> dict[str, tuple[int, ...]]:
+    """Shapes in the order of their names: the id of a shadow must not depend on the order of a message."""
     shapes = {}
-    for name, value in values.items():
-        weights = as_tensor(materialized(value))
+    for name in sorted(values):
+        weights = as_tensor(materialized(values[name]))
         if weights is not None and policy.codec_of(name, weights) is CODECS["nf4"]:
             shapes[name] = tuple(weights.shape)
     return shapes
@@ -197,8 +196,8 @@ def _payload(value: object) -> torch.Tensor:
     return payload
 
 
-def _is_shadowed(entry: Entry | None) -> bool:
-    return entry is not None and entry.get("shadow") is True
+def _is_shadowed(entry: Entry) -> bool:
+    return entry.get("shadow") is True
 
 
 def _ids(header: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -1,6 +1,8 @@
 """Adds this package to what a site lets jobs load: the ``class_allow_list`` of ``local/resources.json``."""
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
 PREFIX = "nvflare_llm_components."
 _LIST = "class_allow_list"
+_ENTRY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.|[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _KIT_FILES = ("startup/fed_server.json", "startup/fed_client.json")
 
 
@@ -27,7 +30,7 @@ class Allowed:
     changed: bool
 
 
-def allow(path: Path) -> list[Allowed]:
+def allow(path: Path, also: Sequence[str] = ()) -> list[Allowed]:
     """Lets the sites below a folder load this package's classes; what they allowed before stays allowed.
 
     A list in ``resources.json`` replaces FLARE's built-in one, so a site without a list gets that one, too.
@@ -36,35 +39,44 @@ def allow(path: Path) -> list[Allowed]:
     Args:
         path: a startup kit, a folder with several of them (a POC workspace, a provisioning result), or the
             workspace of ``nvflare simulator``, which may be made only later.
+        also: further classes (``torch.optim.SGD``) or packages (``torch.optim.``, with the dot at its end).
 
     Returns:
         One entry a site.
 
     Raises:
         NotADirectoryError: ``path`` is a file.
-        ValueError: a site's ``resources.json`` is not what FLARE reads.
+        ValueError: a site's ``resources.json`` is not what FLARE reads, or ``also`` names no class.
     """
+    for entry in also:
+        if not _ENTRY.fullmatch(entry):
+            raise ValueError(
+                f"--also: expected a class such as torch.optim.SGD, or a package such as torch.optim. with "
+                f"the dot at its end. Found {entry!r}."
+            )
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path}: expected a simulator workspace or a startup kit. Found a file.")
     kits = sorted({path / kit.relative_to(path).parents[1] for kit in _kit_files(path)})
-    return [_allow_site(site) for site in kits or [path]]
+    return [_allow_site(site, [PREFIX, *also]) for site in kits or [path]]
 
 
 def _kit_files(path: Path) -> list[Path]:
     return [file for pattern in _KIT_FILES for file in path.rglob(pattern)]
 
 
-def _allow_site(site: Path) -> Allowed:
+def _allow_site(site: Path, wanted: list[str]) -> Allowed:
     target = site / "local" / "resources.json"
     resources = _read_resources(target)
     previous = resources.get(_LIST, list(DEFAULT_CLASS_ALLOW_LIST))
     if not isinstance(previous, list):
         raise ValueError(f"{target}: `{_LIST}` should be a list. Found {type(previous).__name__}.")
-    if {PREFIX, "*"} & set(previous) and target.is_file():
-        return Allowed(target, f"{target}: allows {PREFIX}* already; nothing changed", changed=False)
-    added = [] if PREFIX in previous else [PREFIX]
+    added = [] if "*" in previous else [entry for entry in wanted if entry not in previous]
+    if not added and target.is_file():
+        names = ", ".join(f"{entry}*" if entry.endswith(".") else entry for entry in wanted)
+        return Allowed(target, f"{target}: allows {names} already; nothing changed", changed=False)
     _write(target, resources | {_LIST: previous + added})
-    return Allowed(target, f"{target}: added {PREFIX!r} to {len(previous)} {_kept(resources)}", changed=True)
+    names = ", ".join(map(repr, added))
+    return Allowed(target, f"{target}: added {names} to {len(previous)} {_kept(resources)}", changed=True)
 
 
 def _kept(resources: dict[str, Any]) -> str:

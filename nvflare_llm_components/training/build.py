@@ -37,6 +37,7 @@ def build_trainer(settings: TrainingSettings, output_dir: Path) -> RoundTrainer:
         )
     except ValueError as error:
         raise ValueError(_explained(error, model, is_adapter=peft_config is not None)) from error
+    _check_rows_left(trainer)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -62,6 +63,17 @@ def _check_chat_template(rows: Any, tokenizer: Any, config: Any) -> None:
             "train_data: expected a tokenizer with a chat template for rows with messages, found none. "
             "Use a chat model, or prepare rows of input and output."
         )
+
+
+def _check_rows_left(trainer: RoundTrainer) -> None:
+    """TRL drops rows whose prompt alone fills ``max_length``."""
+    for argument, rows in (("train_data", trainer.train_dataset), ("eval_data", trainer.eval_dataset)):
+        if rows is not None and len(rows) == 0:
+            raise ValueError(
+                f"{argument}: expected answers within max_length={trainer.args.max_length} tokens, found "
+                f"that every "
+                "prompt alone is longer. Set a larger max_length in sft_config."
+            )
 
 
 def _explained(error: ValueError, model: Any, is_adapter: bool) -> str:

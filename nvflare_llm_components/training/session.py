@@ -179,12 +179,12 @@ class SFTSession:
         return folder
 
     def close(self) -> None:
-        """End the training thread, close the files and give the memory back."""
+        """End the training thread, close the files and give the memory back. May be called twice."""
         if self._worker and not self._worker.stop(_STOP_TIMEOUT_S):
             logger.warning("The training thread did not end within %s s.", _STOP_TIMEOUT_S)
         self._worker = None
         self._metrics.close()
-        del self._trainer
+        self.__dict__.pop("_trainer", None)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -75,10 +75,10 @@ class RoundTrainer(SFTTrainer):
         new = self.create_scheduler(horizon)
         new.load_state_dict(position)
         if isinstance(new, LambdaLR):
-            for group, base, factor in zip(
-                self.optimizer.param_groups, new.base_lrs, new.lr_lambdas, strict=True
-            ):
-                group["lr"] = base * factor(new.last_epoch)
+            factors = [factor(new.last_epoch) for factor in new.lr_lambdas]
+            new._last_lr = [base * factor for base, factor in zip(new.base_lrs, factors, strict=True)]
+            for group, rate in zip(self.optimizer.param_groups, new._last_lr, strict=True):
+                group["lr"] = rate
         self.callback_handler.lr_scheduler = new
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ def simulate(
     data: Path,
     threads: int | None = None,
     environment: dict[str, str] | None = None,
+    also_allow: Sequence[str] = (),
     timeout_s: float = TIMEOUT_S,
 ) -> Run:
     """Allows our classes in ``workspace`` and runs ``job`` there, as a user would."""
@@ -104,10 +105,9 @@ def simulate(
         "HF_HUB_OFFLINE": "1",
     }
     variables |= environment or {}
-    subprocess.run(
-        [sys.executable, "-m", "nvflare_llm_components.cli", "allow", str(workspace)],
-        check=True, env=variables, capture_output=True, timeout=60,
-    )  # fmt: skip
+    allow = [sys.executable, "-m", "nvflare_llm_components.cli", "allow", str(workspace)]
+    allow += [word for entry in also_allow for word in ("--also", entry)]
+    subprocess.run(allow, check=True, env=variables, capture_output=True, timeout=60)
     command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
     command += ["-c", ",".join(sites), "-t", str(threads or len(sites))]
     # FLARE's clients outlive a killed simulator: a session of its own lets a time-out reach them all.

@@ -55,6 +55,19 @@ def test_flares_own_authorizer_accepts_the_executor_only_afterwards(tmp_path):
     authorize(EXECUTOR, workspace=Workspace())
 
 
+def test_further_classes_are_added_beside_the_package(tmp_path):
+    allow(tmp_path)
+    (site,) = allow(tmp_path, ["torch.optim.SGD", "torch.optim.lr_scheduler."])
+    assert policy(site.resources)[-3:] == [PREFIX, "torch.optim.SGD", "torch.optim.lr_scheduler."]
+    assert not allow(tmp_path, ["torch.optim.SGD"])[0].changed
+
+
+@pytest.mark.parametrize("entry", ["", "*", "torch", "torch..SGD", "torch.optim.SGD;"])
+def test_what_is_no_class_or_package_is_refused(entry, tmp_path):
+    with pytest.raises(ValueError, match="--also"):
+        allow(tmp_path, [entry])
+
+
 def test_startup_kit_with_only_a_default_file_keeps_all_of_it(tmp_path):
     default = {"format_version": 2, "class_allow_list": ["nvflare.a.B"], "client": {"retry_timeout": 30}}
     (site,) = allow(make_kit(tmp_path / "site-1", "client", default))

@@ -81,12 +81,21 @@ def curve_of(folder: Path) -> Curve:
     return [(line["step"], line["loss"], line["learning_rate"]) for line in lines if line["kind"] == "train"]
 
 
+def erase(session: SFTSession) -> None:
+    """Without this a session that loads nothing would pass: its own weights are the global ones."""
+    with torch.no_grad():
+        for value in session._trainer.model.parameters():
+            if value.requires_grad:
+                value.zero_()
+
+
 def federated(
     session: SFTSession, num_rounds: int, first: weights.StateDict | None = None
 ) -> weights.StateDict:
     sent = first or session.snapshot()
     for number in range(num_rounds):
         session.begin_round(number, num_rounds, bool)
+        erase(session)
         session.load(sent)
         if session.has_eval_data:
             session.evaluate()

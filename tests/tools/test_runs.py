@@ -1,0 +1,92 @@
+import json
+
+import pytest
+
+from nvflare_llm_components.tools.plots import plot, smoothed
+from nvflare_llm_components.tools.runs import find_runs, read_lines
+
+
+def train(step: int) -> dict:
+    return {"kind": "train", "step": step, "loss": 3.0 / (step + 1), "learning_rate": 1e-3, "epoch": step / 5}
+
+
+METRICS = [
+    {"kind": "eval", "step": 0, "round": 0, "eval_loss": 3.0},
+    *(train(step) for step in range(1, 6)),
+    {"kind": "round", "round": 0, "start_step": 0, "end_step": 5, "num_steps": 5, "train_loss": 2.0},
+]
+TRAFFIC = [
+    {"operation": "quantize", "task": "train", "bytes_after": 10},
+    {"operation": "quantize", "task": "train", "bytes_after": 12},
+    {"operation": "dequantize", "task": "train", "bytes_after": 99},
+]
+
+
+def write(file, records):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    for site in ("site-1", "site-2"):
+        write(tmp_path / "ws" / site / "simulate_job/metrics.jsonl", METRICS)
+    write(tmp_path / "ws/site-1/simulate_job/traffic.jsonl", TRAFFIC)
+    return tmp_path / "ws"
+
+
+def test_a_workspace_has_a_run_for_each_site(workspace):
+    first, second = find_runs(workspace)
+    assert (first.label, second.label) == ("ws site-1", "ws site-2")
+    assert [record["eval_loss"] for record in first.metrics("eval")] == [3.0]
+    assert len(first.metrics("train")) == 5
+    assert first.message_bytes() == 12
+    assert second.message_bytes() is None
+
+
+def test_a_folder_with_records_is_one_run(tmp_path):
+    write(tmp_path / "central/metrics.jsonl", METRICS)
+    (run,) = find_runs(tmp_path / "central")
+    assert run.label == "central"
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"expected metrics.jsonl, or a simulator workspace .* Found neither"
+    ):
+        find_runs(tmp_path)
+
+
+def test_a_line_that_is_still_written_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train"}\n{"kind": "tr')
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"kind": "train"}]
+    assert read_lines(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("name", ["curves.png", "deeper/curves.svg"])
+def test_plot_draws_every_run(workspace, tmp_path, name):
+    write(tmp_path / "central/metrics.jsonl", METRICS)
+    drawn = plot([workspace, tmp_path / "central"], tmp_path / name)
+    assert [run.label for run in drawn] == ["ws site-1", "ws site-2", "central"]
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(b"\x89PNG") or b"<svg" in content
+
+
+def test_svg_has_a_curve_and_a_label_for_each_run_and_round(workspace, tmp_path):
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        plot([workspace], tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text()
+    for label in ("ws site-1", "ws site-2", "round 0", "learning rate", "optimizer step"):
+        assert label in text
+
+
+def test_an_unknown_image_format_is_refused(workspace, tmp_path):
+    with pytest.raises(ValueError, match="not supported"):
+        plot([workspace], tmp_path / "curves.doc")
+
+
+def test_smoothed_is_a_running_mean():
+    assert smoothed([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+    assert smoothed([], 3) == []
