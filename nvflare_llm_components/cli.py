@@ -136,5 +136,33 @@ def demo(
         run(out=out, jobs=jobs or shipped_jobs(), raw=raw)
 
 
+@app.command()
+def sizes(
+    model: Annotated[str, typer.Argument(help="Hugging Face folder or hub name; only its config is read")],
+    precision: Annotated[list[str] | None, typer.Option(help="may be repeated; default: all")] = None,
+    peft: Annotated[str | None, typer.Option(help="peft_config as JSON, or a JSON file")] = None,
+    clients: Annotated[int, typer.Option(help="clients that share the server's link")] = 1,
+    mbps: Annotated[float, typer.Option(help="that link, in Mbit/s")] = 1000.0,
+) -> None:
+    """Tell bytes of a message and seconds of a round before anything is run."""
+    from nvflare_llm_components.tools.sizes import show_sizes
+
+    with _one_sentence():
+        show_sizes(model, precision or None, peft, clients, mbps)
+
+
+@app.command()
+def traffic(
+    run: Annotated[Path, typer.Argument(help="run directory of a site, or a simulator workspace")],
+    plot: Annotated[Path | None, typer.Option(help="PNG; default: traffic.png in RUN")] = None,
+) -> None:
+    """Show what a run's messages weighed, round by round."""
+    from nvflare_llm_components.tools.traffic import show_traffic
+
+    with _one_sentence():
+        drawn = show_traffic(run, plot)
+    typer.echo(f"Plot: {drawn}")
+
+
 if __name__ == "__main__":
     app()

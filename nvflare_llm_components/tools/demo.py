@@ -2,10 +2,13 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
+import transformers
 from rich.console import Console
 from rich.table import Table
 
@@ -14,11 +17,12 @@ from nvflare_llm_components.data.demo_model import save_base_model
 from nvflare_llm_components.data.demo_sets import neutral_text, write_raw_sets
 from nvflare_llm_components.data.records import read_records
 from nvflare_llm_components.tools.demo_figure import Outcome, draw
-from nvflare_llm_components.tools.evaluation import evaluate, generate
 from nvflare_llm_components.tools.federation import Federation, simulate
+from nvflare_llm_components.tools.generation import generate
 from nvflare_llm_components.tools.job import training_settings
 from nvflare_llm_components.tools.runs import SiteRun
 from nvflare_llm_components.tools.shell import Shell
+from nvflare_llm_components.training.evaluate import evaluate_model
 
 SITES = ("dolly", "alpaca", "oasst1")
 JOBS = ("sft", "sft_int8", "peft_lora")
@@ -46,6 +50,7 @@ def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | N
         ValueError: ``raw`` lacks a file, or ``jobs`` a job.
     """
     console = console or Console()
+    _silence_libraries()
     missing = [name for name in JOBS if not (jobs / name).is_dir()]
     if missing:
         raise ValueError(f"{jobs}: expected the jobs {', '.join(JOBS)}. Found no {', '.join(missing)}.")
@@ -63,6 +68,14 @@ def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | N
     outcomes = [_outcome(console, federation) for federation in federations]
     central = _centralized(shell, jobs / JOBS[0], out / "centralized")
     _show(console, outcomes, central, out)
+
+
+def _silence_libraries() -> None:
+    """Their progress bars and deprecation notes: the console tells what matters here."""
+    warnings.simplefilter("ignore", FutureWarning)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def _prepare(shell: Shell, out: Path, raw: Path | None) -> None:
@@ -129,7 +142,15 @@ def _outcome(console: Console, federation: Federation) -> Outcome:
 
 
 def _loss(job: Path, model: Path, site: str) -> float:
-    return evaluate(model, training_settings(job, site))
+    settings = training_settings(job, site)
+    if settings.eval_data is None:
+        raise ValueError(f"{job}: expected `eval_data`. Found none, so there is nothing to compare.")
+    return evaluate_model(
+        model_folder=model,
+        eval_data=settings.eval_data,
+        base_model=settings.model_name_or_path if settings.peft_config else None,
+        sft_config=settings.sft_config,
+    )["eval_loss"]
 
 
 def _centralized(shell: Shell, job: Path, folder: Path) -> Outcome:
