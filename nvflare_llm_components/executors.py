@@ -21,6 +21,7 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 
+from nvflare_llm_components.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.training import weights
 from nvflare_llm_components.training.session import RoundReport, SFTSession
 from nvflare_llm_components.training.settings import TrainingSettings, given
@@ -97,8 +98,10 @@ class HFSFTExecutor(Executor):
         """End the training with the job. FLARE swallows what a handler raises, so nothing is built here."""
         if event_type == EventType.START_RUN:
             self._engine = fl_ctx.get_engine()
+            keep_large_buffers_apart()
         elif event_type == EventType.END_RUN:
-            self._close(job_is_over=True)
+            # An aborted job may be resumed: what it needs for that stays on disk.
+            self._close(job_is_over=not fl_ctx.get_prop(FLContextKey.RUN_ABORT_REQUESTED))
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -109,6 +112,7 @@ class HFSFTExecutor(Executor):
             if reply.get_return_code() in (ReturnCode.TASK_ABORTED, ReturnCode.EXECUTION_EXCEPTION):
                 # Out of the handler, so that the exception no longer holds the model's memory.
                 self._close()
+            give_back()
             return reply
 
     def _guarded(
