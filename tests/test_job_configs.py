@@ -18,6 +18,8 @@ from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQ
 JOB_CONFIGS = Path(__file__).parents[1] / "job_configs"
 JOBS = sorted(folder.name for folder in JOB_CONFIGS.iterdir() if folder.is_dir())
 CONFIGS = sorted(JOB_CONFIGS.rglob("config_fed_*.json"))
+SWARM = "sft_swarm"  # no weights pass through its server
+FilterUse = tuple[list[str], str, dict[str, Any]]
 ENVIRONMENT = {"NVFLARE_LLM_MODEL": "/models/tiny", "NVFLARE_LLM_DATA": "/data"}
 
 
@@ -35,7 +37,7 @@ def resolved(file: Path) -> dict[str, Any]:
 
 def components(node: object) -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(node, dict):
-        if "path" in node:
+        if "path" in node and node.get("config_type") != "dict":
             yield node["path"], node.get("args", {})
         for value in node.values():
             yield from components(value)
@@ -44,7 +46,14 @@ def components(node: object) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from components(value)
 
 
-def filters_of(config: dict[str, Any], chain: str) -> list[tuple[list[str], str, dict[str, Any]]]:
+def configs_of(job: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    server, client = (
+        resolved(JOB_CONFIGS / job / f"app/config/config_fed_{side}.json") for side in ("server", "client")
+    )
+    return server, client
+
+
+def filters_of(config: dict[str, Any], chain: str) -> list[FilterUse]:
     return [
         (entry["tasks"], item["path"].rsplit(".", 1)[1], item["args"])
         for entry in config[chain]
@@ -93,29 +102,33 @@ def test_every_variable_is_defined(file: Path):
         assert "{" not in str(leaf), leaf
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", [job for job in JOBS if job != SWARM])
 def test_filters_are_paired_in_both_directions(job: str):
-    server, client = (
-        resolved(JOB_CONFIGS / job / f"app/config/config_fed_{side}.json") for side in ("server", "client")
-    )
-    quantize, dequantize = PrecisionQuantizeFilter.__name__, PrecisionDequantizeFilter.__name__
-    for sender, receiver, chain in (
-        (server, client, "task_data_filters"),
-        (client, server, "task_result_filters"),
-    ):
-        ((sent_tasks, sent, _),) = filters_of(sender, chain)
-        ((received_tasks, received, _),) = filters_of(receiver, chain)
-        assert (sent, received) == (quantize, dequantize)
-        assert sent_tasks == received_tasks
-        assert "*" not in sent_tasks, "FLARE matches filter tasks exactly"
+    server, client = configs_of(job)
+    assert_paired(filters_of(server, "task_data_filters"), filters_of(client, "task_data_filters"))
+    assert_paired(filters_of(client, "task_result_filters"), filters_of(server, "task_result_filters"))
+
+
+def test_swarm_filters_are_paired_between_the_sites():
+    _, client = configs_of(SWARM)
+    sent, received = client["task_data_filters"]
+    assert (sent["direction"], received["direction"]) == ("out", "in")
+    both = filters_of(client, "task_data_filters")
+    assert_paired(both[:1], both[1:])
+
+
+def assert_paired(sender: list[FilterUse], receiver: list[FilterUse]) -> None:
+    ((sent_tasks, sent, _),), ((received_tasks, received, _),) = sender, receiver
+    assert (sent, received) == (PrecisionQuantizeFilter.__name__, PrecisionDequantizeFilter.__name__)
+    assert sent_tasks == received_tasks
+    assert "*" not in sent_tasks, "FLARE matches filter tasks exactly"
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_server_and_client_agree_on_model_and_adapter(job: str):
-    server, client = (
-        resolved(JOB_CONFIGS / job / f"app/config/config_fed_{side}.json") for side in ("server", "client")
-    )
-    for name in ("model", "precision", "peft_config"):
-        assert server.get(name) == client.get(name)
+    server, client = configs_of(job)
+    if job != SWARM:
+        for name in ("model", "precision", "peft_config"):
+            assert server.get(name) == client.get(name)
     executor = next(args for path, args in components(client) if path.endswith(HFSFTExecutor.__name__))
     assert executor["train_data"] == "/data/dolly/training.jsonl"
