@@ -19,7 +19,7 @@ from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FLContextKey, ProcessType
+from nvflare.apis.fl_constant import FilterKey, FLContextKey, ProcessType
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
@@ -144,6 +144,8 @@ class PrecisionQuantizeFilter(_PrecisionFilter):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Watch that what this side receives is decoded, and let go of the last broadcast in time."""
         if event_type == EventType.AFTER_TASK_DATA_FILTER and not _is_server(fl_ctx):
+            if fl_ctx.get_prop(FLContextKey.FILTER_DIRECTION) == FilterKey.OUT:
+                return  # a task that this client sends to another one: Swarm
             is_encoded = _is_encoded(fl_ctx.get_prop(FLContextKey.TASK_DATA))
             self._undecoded_task = fl_ctx.get_prop(FLContextKey.TASK_NAME) if is_encoded else None
         elif event_type == EventType.AFTER_TASK_RESULT_FILTER and _is_server(fl_ctx):

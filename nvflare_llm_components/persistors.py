@@ -21,16 +21,17 @@ from nvflare.app_common.abstract.model_locator import ModelLocator
 from nvflare.app_common.abstract.model_persistor import ModelPersistor
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.ccwf.common import Constant as SwarmConstant
 from nvflare.app_common.model_desc import ModelDescriptor
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
 from nvflare_llm_components.checkpoint.errors import CheckpointError
 from nvflare_llm_components.checkpoint.global_models import BEST, LAST, GlobalModels, earlier_model
-from nvflare_llm_components.checkpoint.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
 from nvflare_llm_components.checkpoint.source import locate
 from nvflare_llm_components.checkpoint.start import Start, start_from
+from nvflare_llm_components.memory import give_back, keep_large_buffers_apart
 
 FOLDER = "global_model"
 SOURCE = "source"
@@ -59,6 +60,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         keep: Sequence[str] = (LAST, BEST),
         seed: int = 0,
         resume_from: str | None = None,
+        initial_weights: str = "server",
     ):
         """Store the settings; nothing is read before the job asks for its model.
 
@@ -72,6 +74,8 @@ class SafetensorsModelPersistor(ModelPersistor):
             seed: of a fresh adapter's values.
             resume_from: the server's run directory of an earlier job; its last model is started from, and its
                 best stays the best until there is a better one.
+            initial_weights: "server", or "sites" where FLARE's `InitializeGlobalWeights` fetches them from a
+                site; the server's folder then gives names, shapes and what is saved beside the weights.
         """
         super().__init__()
         self.model_name_or_path = model_name_or_path
@@ -81,20 +85,28 @@ class SafetensorsModelPersistor(ModelPersistor):
         self.keep = keep
         self.seed = seed
         self.resume_from = resume_from
+        self.initial_weights = initial_weights
         self._start: Start | None = None
         self._models: GlobalModels | None = None
         self._losses: dict[str, dict[str, float]] = {}
         fobs.register(TensorDecomposer)
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
-        """Return the model that the job starts from, mapped from its files.
+        """Return the model that the job starts from, mapped from its files; an empty one if a site has it.
 
         Raises:
             CheckpointError: if it can't be read, or doesn't fit its configuration, or the settings are wrong.
         """
         keep_large_buffers_apart()
+        if self.initial_weights not in ("server", "sites"):
+            raise CheckpointError(
+                f'initial_weights: expected "server" or "sites", found {self.initial_weights!r}.'
+            )
         start = self._started()
         self._global_models(fl_ctx)
+        if self.initial_weights == "sites":
+            self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors, to come from a site")
+            return make_model_learnable({}, {})
         self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors from {self.model_name_or_path}")
         return make_model_learnable(dict(start.weights), {})
 
@@ -189,7 +201,9 @@ class SafetensorsModelPersistor(ModelPersistor):
         """Save the model that the sites have just evaluated: the result of the round before this one."""
         evaluated = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
         info = fl_ctx.get_prop(AppConstants.METRICS_SELECTION_INFO) or {}
-        record = self._record(fl_ctx, fl_ctx.get_prop(AppConstants.CURRENT_ROUND) - 1)
+        # Swarm shares the best model when all is done, and says in which round it was evaluated.
+        evaluated_in = fl_ctx.get_prop(SwarmConstant.ROUND, fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        record = self._record(fl_ctx, evaluated_in - 1)
         record["metrics"] = dict(info.get("best_metrics", {}))
         lower_is_better = info.get("key_metric", {}).get("mode") == "min"
         tensors = {name: _tensor(value) for name, value in evaluated.items()}

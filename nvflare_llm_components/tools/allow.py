@@ -46,7 +46,8 @@ def allow(path: Path, also: Sequence[str] = ()) -> list[Allowed]:
 
     Raises:
         NotADirectoryError: ``path`` is a file.
-        ValueError: a site's ``resources.json`` is not what FLARE reads, or ``also`` names no class.
+        ValueError: a site's ``resources.json`` is not what FLARE reads, or ``also`` names no class or
+            package.
     """
     for entry in also:
         if not _ENTRY.fullmatch(entry):

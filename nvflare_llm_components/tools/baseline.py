@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from nvflare_llm_components.data.records import read_records, write_jsonl
 from nvflare_llm_components.tools.job import num_rounds, training_settings
-from nvflare_llm_components.training.baseline import Mode, run_baseline
+from nvflare_llm_components.training.baseline import run_baseline
 from nvflare_llm_components.training.settings import TrainingSettings
 
 
@@ -32,7 +32,7 @@ def baseline(job: Path, sites: Sequence[str], mode: str, out: Path) -> Path:
     of_sites = [training_settings(job, site) for site in sites]
     settings = of_sites[0] if len(sites) == 1 else _put_together(of_sites, out / "data")
     _forget_curves(out)
-    return run_baseline(mode=cast(Mode, mode), folder=out, num_rounds=num_rounds(job), settings=settings)
+    return run_baseline(mode=mode, folder=out, num_rounds=num_rounds(job), settings=settings)
 
 
 def _put_together(settings: Sequence[TrainingSettings], folder: Path) -> TrainingSettings:

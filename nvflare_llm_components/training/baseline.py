@@ -2,16 +2,14 @@
 
 import time
 from pathlib import Path
-from typing import Literal
 
 from nvflare_llm_components.training.session import SFTSession
 from nvflare_llm_components.training.settings import TrainingSettings
 
-Mode = Literal["one-call", "iterative", "iterative-fixed"]
-MODES: tuple[Mode, ...] = ("one-call", "iterative", "iterative-fixed")
+MODES = ("one-call", "iterative", "iterative-fixed")
 
 
-def run_baseline(*, mode: Mode, folder: Path, num_rounds: int, settings: TrainingSettings) -> Path:
+def run_baseline(*, mode: str, folder: Path, num_rounds: int, settings: TrainingSettings) -> Path:
     """Train on one machine as a site would in ``num_rounds`` rounds.
 
     Args:
@@ -41,7 +39,7 @@ def run_baseline(*, mode: Mode, folder: Path, num_rounds: int, settings: Trainin
         session.close()
 
 
-def _train(session: SFTSession, mode: Mode, num_rounds: int) -> None:
+def _train(session: SFTSession, mode: str, num_rounds: int) -> None:
     carried = None if mode == "one-call" else session.snapshot()
     for number in range(num_rounds):
         started = time.monotonic()

@@ -18,6 +18,8 @@ from torch import Tensor
 
 JOB_CONFIGS = Path(__file__).parents[2] / "job_configs"
 TIMEOUT_S = 300
+SITES = ["dolly", "alpaca"]
+NUM_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,23 @@ class Run:
         lines = (self.run_dir(site) / f"{name}.jsonl").read_text().splitlines()
         return [r for r in map(json.loads, lines) if all(r.get(k) == v for k, v in where.items())]
 
-    def model_dir(self, name: str = "last") -> Path:
-        return self.run_dir("server") / "global_model" / name
+    def model_dir(self, name: str = "last", site: str = "server") -> Path:
+        return self.run_dir(site) / "global_model" / name
 
-    def weights(self, name: str = "last") -> dict[str, Tensor]:
-        folder = self.model_dir(name)
+    def federation(self, name: str = "last", site: str = "server") -> dict[str, Any]:
+        """What the persistor recorded beside a global model."""
+        record: dict[str, Any] = json.loads((self.model_dir(name, site) / "federation.json").read_text())
+        return record
+
+    def weights(self, name: str = "last", site: str = "server") -> dict[str, Tensor]:
+        folder = self.model_dir(name, site)
         files = sorted(folder.glob("*.safetensors"))
         assert files, f"no safetensors under {folder}"
         return {key: value for file in files for key, value in load_file(file).items()}
 
     def final_round(self) -> int:
         """The round that the saved global model belongs to."""
-        return int(json.loads((self.model_dir() / "federation.json").read_text())["round"])
+        return int(self.federation()["round"])
 
 
 def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -127,12 +134,39 @@ def simulate(
     return Run(workspace, sites, process.returncode, output)
 
 
-def assert_completed(run: Run, *, num_rounds: int) -> None:
-    """A completed job: exit code, clean logs, every round on every site, a saved model, paired filters."""
+def run_job(job: str, folder: Path, *, model: Path, data: Path, **options: Any) -> Run:
+    """Runs a shipped job with two sites for two rounds; ``server`` and ``client`` edit it further."""
+
+    def shorten(change: Callable[[dict[str, Any]], object] | None) -> Callable[[dict[str, Any]], object]:
+        def apply(config: dict[str, Any]) -> None:
+            short = {"num_clients": len(SITES), "num_rounds": NUM_ROUNDS}
+            config.update({name: value for name, value in short.items() if name in config})
+            if change:
+                change(config)
+
+        return apply
+
+    server, client = (shorten(options.pop(side, None)) for side in ("server", "client"))
+    copied = copy_job(job, folder / job, server=server, client=client)
+    return simulate(copied, folder / "workspace", sites=SITES, model=model, data=data, **options)
+
+
+def keep_every_round(config: dict[str, Any]) -> None:
+    """Lets the persistor keep each round's global model, as ``round_0`` and so on."""
+    config["components"][0]["args"]["keep"] = ["last", "best", "every 1"]
+
+
+def assert_clean(run: Run) -> None:
+    """Exit code 0 and no error in any log."""
     assert run.exit_code == 0, run.output[-4000:]
     for site in ["server", *run.sites]:
         errors = [line for line in run.log(site).splitlines() if " - ERROR - " in line or "CRITICAL" in line]
         assert not errors, f"{site}: {errors[:3]}"
+
+
+def assert_completed(run: Run, *, num_rounds: int) -> None:
+    """A completed job: exit code, clean logs, every round on every site, a saved model, paired filters."""
+    assert_clean(run)
     assert run.final_round() == num_rounds - 1
     for site in run.sites:
         assert [r["round"] for r in run.records(site, kind="round")] == list(range(num_rounds))

@@ -8,20 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.conftest import SITES
 from tests.integration.simulator import (
+    NUM_ROUNDS,
+    SITES,
     Run,
     assert_completed,
-    copy_job,
     executor_args,
     global_losses,
-    simulate,
+    run_job,
 )
 
 pytestmark = pytest.mark.integration
-
-NUM_ROUNDS = 2
-SERVER = {"num_clients": len(SITES), "num_rounds": NUM_ROUNDS}
 
 GENERATE = """
 import sys
@@ -37,22 +34,11 @@ print("tokens:", tokens[0].tolist())
 """
 
 
-def run_job(job: str, folder: Path, *, model: Path, data: Path, **options: Any) -> Run:
-    server, client = SERVER | options.pop("server", {}), options.pop("client", None)
-    copied = copy_job(job, folder / job, server=server, client=client)
-    return simulate(copied, folder / "workspace", sites=SITES, model=model, data=data, **options)
-
-
 def generate(folder: Path, base: Path | str = "") -> list[int]:
     """Generates in another process with nothing but transformers and peft."""
     command = [sys.executable, "-c", GENERATE, str(folder), str(base)]
     output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     return [int(token) for token in output.split("tokens:")[1].strip(" []\n").split(",")]
-
-
-@pytest.fixture(scope="module")
-def sft(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -> Run:
-    return run_job("sft", tmp_path_factory.mktemp("sft"), model=model, data=data)
 
 
 def test_sft_completes_and_learns(sft: Run):
@@ -120,15 +106,7 @@ def test_a_filter_missing_on_one_side_fails_the_job(side: str, tmp_path: Path, m
     def remove_dequantize(config: dict[str, Any]) -> None:
         config["task_result_filters" if side == "server" else "task_data_filters"] = []
 
-    job = copy_job("sft_int8", tmp_path / "job", server=SERVER)
-    copy = {"server": None, "client": None} | {side: remove_dequantize}
-    run = simulate(
-        copy_job(job.name, tmp_path / "broken", source=job.parent, **copy),
-        tmp_path / "workspace",
-        sites=SITES,
-        model=model,
-        data=data,
-    )
+    run = run_job("sft_int8", tmp_path, model=model, data=data, **{side: remove_dequantize})
     with pytest.raises(AssertionError):
         assert_completed(run, num_rounds=NUM_ROUNDS)
     assert "PrecisionDequantizeFilter" in run.log("server")

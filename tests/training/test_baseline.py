@@ -57,7 +57,7 @@ def test_the_final_model_opens_with_transformers(folders):
 def test_an_unknown_mode_is_refused(tmp_path, model_folder, data_file):
     settings = TrainingSettings(model_name_or_path=str(model_folder), train_data=data_file)
     with pytest.raises(ValueError, match="mode: expected one of one-call"):
-        run_baseline(mode="twice", folder=tmp_path, num_rounds=1, settings=settings)  # type: ignore[arg-type]
+        run_baseline(mode="twice", folder=tmp_path, num_rounds=1, settings=settings)
 
 
 def test_a_saved_model_evaluates_as_it_did_in_training(folders, data_file):

@@ -53,18 +53,19 @@ def sft_config(schedule: str, warmup: float, accumulation: int) -> dict[str, Any
     }
 
 
-def centralized(model: Path, data: Path, out: Path, config: dict, peft: dict | None, total: dict):
+def centralized(
+    model: Path, data: Path, out: Path, config: dict, peft: dict | None, total: dict, kwargs: dict
+):
     curves = Curves()
     trainer = SFTTrainer(
-        model=load_model(str(model), {}),
+        model=load_model(str(model), kwargs),
         args=SFTConfig(
             output_dir=str(out),
             report_to="none",
             save_strategy="no",
-            bf16=False,
             dataloader_pin_memory=False,
             disable_tqdm=True,
-            **config,
+            **{"bf16": False, **config},
             **total,
         ),
         train_dataset=load_rows(data, "train_data"),
@@ -109,27 +110,55 @@ def assert_same(found: weights.StateDict, expected: weights.StateDict) -> None:
     assert not [name for name in expected if not torch.equal(found[name], expected[name])]
 
 
-@pytest.mark.parametrize(("kind", "schedule", "warmup", "accumulation", "budget"), CASES)
-def test_rounds_equal_one_call(
-    kind, schedule, warmup, accumulation, budget, model_folder, data_file, tmp_path
-):
-    peft = LORA if kind == "lora" else None
-    config = sft_config(schedule, warmup, accumulation)
+def compare(
+    model: Path,
+    data: Path,
+    folder: Path,
+    *,
+    config: dict,
+    peft: dict | None,
+    budget: str,
+    kwargs: dict | None = None,
+) -> None:
+    """Trains once in one call and once in rounds, and compares curves and weights bit for bit."""
     local, total = BUDGETS[budget]
-    expected, curve = centralized(model_folder, data_file, tmp_path / "one", config, peft, total)
+    expected, curve = centralized(model, data, folder / "one", config, peft, total, kwargs or {})
     session = SFTSession(
         TrainingSettings(
-            model_name_or_path=str(model_folder),
-            train_data=data_file,
-            eval_data=data_file,
+            model_name_or_path=str(model),
+            train_data=data,
+            eval_data=data,
             sft_config=config,
             peft_config=peft,
+            model_kwargs=kwargs or {},
             **local,
         ),
-        tmp_path / "rounds",
+        folder / "rounds",
     )
     found = federated(session, NUM_ROUNDS)
     session.close()
     assert len(curve) > NUM_ROUNDS
-    assert curve_of(tmp_path / "rounds") == curve
+    assert curve_of(folder / "rounds") == curve
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize(("kind", "schedule", "warmup", "accumulation", "budget"), CASES)
+def test_rounds_equal_one_call(
+    kind, schedule, warmup, accumulation, budget, model_folder, data_file, tmp_path
+):
+    config = sft_config(schedule, warmup, accumulation)
+    peft = LORA if kind == "lora" else None
+    compare(model_folder, data_file, tmp_path, config=config, peft=peft, budget=budget)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kind", "schedule", "warmup", "accumulation", "budget"), CASES)
+def test_rounds_equal_one_call_on_a_gpu(
+    kind, schedule, warmup, accumulation, budget, dtype, model_folder, data_file, tmp_path
+):
+    config = sft_config(schedule, warmup, accumulation) | {"full_determinism": True, "bf16": False}
+    peft = LORA if kind == "lora" else None
+    kwargs = {"dtype": dtype, "attn_implementation": "eager"}
+    compare(model_folder, data_file, tmp_path, config=config, peft=peft, budget=budget, kwargs=kwargs)
