@@ -34,9 +34,10 @@ _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def shipped_jobs() -> Path:
-    """The jobs of the checkout that one works in, or else those installed with the package."""
-    here = Path("job_configs")
-    return here if here.is_dir() else Path(nvflare_llm_components.__file__).parent / "job_configs"
+    """The jobs of the folder one works in, or else the package's: of its checkout, or installed with it."""
+    package = Path(nvflare_llm_components.__file__).parent
+    places = [Path("job_configs"), package.parent / "job_configs"]
+    return next((place for place in places if place.is_dir()), package / "job_configs")
 
 
 def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | None = None) -> None:

@@ -46,8 +46,9 @@ def test_jobs_are_looked_for_before_anything_is_made(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_jobs_of_the_demo_are_shipped(monkeypatch):
-    monkeypatch.chdir(JOB_CONFIGS.parent)
+@pytest.mark.parametrize("folder", [JOB_CONFIGS.parent, Path(__file__).parent])
+def test_the_jobs_of_the_demo_are_shipped(monkeypatch, folder):
+    monkeypatch.chdir(folder)
     assert all((shipped_jobs() / name / "meta.json").is_file() for name in JOBS)
 
 
