@@ -164,5 +164,19 @@ def traffic(
     typer.echo(f"Plot: {drawn}")
 
 
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="the server's run directory: WORKSPACE/server/simulate_job")],
+    out: Annotated[Path, typer.Option(help="the job folder to write")],
+    job: Annotated[Path | None, typer.Option(help="the earlier job, where sites got different apps")] = None,
+    rounds: Annotated[int | None, typer.Option(help="rounds of the whole; default: as the job had")] = None,
+) -> None:
+    """Turn what a dead or finished run left into a job that continues it."""
+    from nvflare_llm_components.tools.resume import resume_job
+
+    with _one_sentence():
+        typer.echo(resume_job(run, out, job, rounds))
+
+
 if __name__ == "__main__":
     app()

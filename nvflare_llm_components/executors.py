@@ -16,14 +16,15 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
-from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants
+from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants, ModelName
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 
+from nvflare_llm_components.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.training import weights
 from nvflare_llm_components.training.session import RoundReport, SFTSession
-from nvflare_llm_components.training.settings import TrainingSettings
+from nvflare_llm_components.training.settings import TrainingSettings, given
 from nvflare_llm_components.training.worker import TrainingStoppedError
 
 ERROR_HEADER = "nvflare_llm_error"
@@ -97,8 +98,10 @@ class HFSFTExecutor(Executor):
         """End the training with the job. FLARE swallows what a handler raises, so nothing is built here."""
         if event_type == EventType.START_RUN:
             self._engine = fl_ctx.get_engine()
+            keep_large_buffers_apart()
         elif event_type == EventType.END_RUN:
-            self._close(job_is_over=True)
+            # An aborted job may be resumed: what it needs for that stays on disk.
+            self._close(job_is_over=not fl_ctx.get_prop(FLContextKey.RUN_ABORT_REQUESTED))
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -109,6 +112,7 @@ class HFSFTExecutor(Executor):
             if reply.get_return_code() in (ReturnCode.TASK_ABORTED, ReturnCode.EXECUTION_EXCEPTION):
                 # Out of the handler, so that the exception no longer holds the model's memory.
                 self._close()
+            give_back()
             return reply
 
     def _guarded(
@@ -131,8 +135,7 @@ class HFSFTExecutor(Executor):
         elif task_name == AppConstants.TASK_VALIDATION:
             reply = self._validate(shareable, fl_ctx, abort_signal)
         elif task_name in (AppConstants.TASK_SUBMIT_MODEL, AppConstants.TASK_GET_WEIGHTS):
-            data = self._prepared(fl_ctx).snapshot()
-            reply = DXO(DataKind.WEIGHTS, data=data, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1}).to_shareable()
+            reply = self._submit(shareable, fl_ctx)
         else:
             reason = (
                 f"Task '{task_name}': expected train, validate, submit_model or get_weights. "
@@ -191,6 +194,13 @@ class HFSFTExecutor(Executor):
             session.load(own)
         return DXO(DataKind.METRICS, data=_finite(metrics)).to_shareable()
 
+    def _submit(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        asked = shareable.get_header(AppConstants.SUBMIT_MODEL_NAME)
+        if asked == ModelName.BEST_MODEL:
+            self.log_info(fl_ctx, f"Asked for '{asked}': sites keep their last model only, which is sent.")
+        data = self._prepared(fl_ctx).snapshot()
+        return DXO(DataKind.WEIGHTS, data=data, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1}).to_shareable()
+
     def _result(
         self,
         new: weights.StateDict,
@@ -216,12 +226,12 @@ class HFSFTExecutor(Executor):
         return self._session
 
     def _settings(self, app_dir: Path) -> TrainingSettings:
-        model = _given("model_name_or_path", self.model_name_or_path)
+        model = given("model_name_or_path", self.model_name_or_path)
         local_model = app_dir / model
         return TrainingSettings(
             model_name_or_path=str(local_model) if local_model.is_dir() else model,
-            train_data=app_dir / _given("train_data", self.train_data),
-            eval_data=None if self.eval_data is None else app_dir / _given("eval_data", self.eval_data),
+            train_data=app_dir / given("train_data", self.train_data),
+            eval_data=None if self.eval_data is None else app_dir / given("eval_data", self.eval_data),
             sft_config=self.sft_config or {},
             peft_config=self.peft_config,
             model_kwargs=self.model_kwargs or {},
@@ -280,16 +290,6 @@ def _global_model(shareable: Shareable) -> tuple[Mapping[str, Any], float]:
     if dxo.data_kind != DataKind.WEIGHTS and dxo.data:
         raise BadRequestError(f"Task data: expected data kind WEIGHTS, found {dxo.data_kind}.")
     return dxo.data, float(dxo.meta.get(AlgorithmConstants.FEDPROX_MU) or 0.0)
-
-
-def _given(name: str, value: str | None) -> str:
-    if not isinstance(value, str) or not value or "{" in value or value.startswith("None/"):
-        raise ValueError(
-            f"{name}: expected a path or name, found {value!r}. A variable of the job is not set: define "
-            f"it at the "
-            "top of the JSON, or in the environment of this site."
-        )
-    return value
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

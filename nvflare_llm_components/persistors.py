@@ -28,10 +28,10 @@ from nvflare.fuel.utils import fobs
 
 from nvflare_llm_components.checkpoint.errors import CheckpointError
 from nvflare_llm_components.checkpoint.global_models import BEST, LAST, GlobalModels, earlier_model
-from nvflare_llm_components.checkpoint.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
 from nvflare_llm_components.checkpoint.source import locate
 from nvflare_llm_components.checkpoint.start import Start, start_from
+from nvflare_llm_components.memory import give_back, keep_large_buffers_apart
 
 FOLDER = "global_model"
 SOURCE = "source"

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,85 @@ def test_abort_ends_a_round_and_leaves_no_thread(make, model, fl_ctx):
     reply = executor.execute("train", task(weights_of(model)), fl_ctx, signal)
     assert reply.get_return_code() == ReturnCode.TASK_ABORTED
     assert "nvflare-llm-training" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_scaffold_is_refused_clearly(make, model, fl_ctx):
+    reply = make().execute("train", task(weights_of(model), scaffold_c_global={}), fl_ctx, Signal())
+    assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
+    assert "Scaffold" in reply.get_header(ERROR_HEADER)
+
+
+def moved(reply: Shareable, start: dict[str, torch.Tensor]) -> float:
+    return float(sum((value - start[name]).square().sum() for name, value in result(reply).data.items()))
+
+
+def test_the_servers_fedprox_mu_is_honoured(make, model, fl_ctx):
+    start, sgd = weights_of(model), SFT | {"optim": "sgd", "max_grad_norm": 0.0}
+    free = make(sft_config=sgd).execute("train", task(start), fl_ctx, Signal())
+    pulled = make(sft_config=sgd).execute("train", task(start, fedprox_mu=20.0), fl_ctx, Signal())
+    assert moved(pulled, start) < 0.95 * moved(free, start)
+
+
+def test_a_restarted_executor_sends_its_round_again(make, model, fl_ctx):
+    first = make(checkpoint="always")
+    reply = first.execute("train", task(weights_of(model)), fl_ctx, Signal())
+    first._close()  # what a killed process leaves: no END_RUN
+    again = make(checkpoint="always").execute("train", task(weights_of(model)), fl_ctx, Signal())
+    assert result(again).meta == result(reply).meta
+    assert all(torch.equal(value, result(reply).data[name]) for name, value in result(again).data.items())
+
+
+def test_the_end_of_the_job_removes_the_training_state(make, model, fl_ctx, tmp_path):
+    executor = make(checkpoint="always")
+    executor.execute("train", task(weights_of(model)), fl_ctx, Signal())
+    assert list((tmp_path / "job" / "trainer_state").glob("step-*"))
+    executor.handle_event(EventType.END_RUN, fl_ctx)
+    assert not (tmp_path / "job" / "trainer_state").exists()
+
+
+def test_weights_are_there_before_any_training(make, model, fl_ctx):
+    shareable = Shareable()
+    shareable.set_header(AppConstants.SUBMIT_MODEL_NAME, "best_model")
+    for name in ("submit_model", "get_weights"):
+        data = result(make().execute(name, shareable, fl_ctx, Signal())).data
+        assert all(torch.equal(value, weights_of(model)[name]) for name, value in data.items())
+
+
+def test_a_server_without_a_model_starts_from_the_sites_own(make, model, fl_ctx):
+    dxo = result(make().execute("train", task({}), fl_ctx, Signal()))
+    assert dxo.data.keys() == weights_of(model).keys()
+
+
+def test_a_relative_path_is_found_in_the_app(make, model, data, fl_ctx, tmp_path):
+    app = tmp_path / "job" / "app_site-1"
+    app.mkdir(parents=True)
+    (app / "rows.jsonl").write_bytes(data.read_bytes())
+    result(make(train_data="rows.jsonl").execute("train", task(weights_of(model)), fl_ctx, Signal()))
+
+
+class Watch(Signal):
+    """Polled at each step of the training: notes whether the incoming values are still in memory."""
+
+    def __init__(self, values: list[weakref.ref]):
+        self.values = values
+        self.alive: list[int] = []
+        super().__init__()
+
+    @property
+    def triggered(self) -> bool:
+        self.alive.append(sum(value() is not None for value in self.values))
+        return False
+
+    @triggered.setter
+    def triggered(self, value: bool) -> None:
+        assert not value
+
+
+def test_the_incoming_message_is_out_of_memory_while_training(make, model, fl_ctx):
+    data = {name: Lazy(value) for name, value in weights_of(model).items()}
+    watch = Watch([weakref.ref(value) for value in data.values()])
+    shareable = task(data)
+    del data
+    result(make().execute("train", shareable, fl_ctx, watch))
+    assert watch.alive
+    assert set(watch.alive) == {0}

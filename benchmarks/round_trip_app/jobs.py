@@ -39,7 +39,13 @@ def write_job(folder: Path, run: str, model: Path, num_clients: int, num_rounds:
         "format_version": 2,
         **TIMEOUTS,
         "executors": [
-            {"tasks": ["train"], "executor": {"path": "round_trip_parts.AddingExecutor", "args": {}}}
+            {
+                "tasks": ["train"],
+                "executor": {
+                    "path": "round_trip_parts.AddingExecutor",
+                    "args": {"frees_at_once": side == "ours"},
+                },
+            }
         ],
         "components": [],
         "task_data_filters": _at_train(_client_restores(up)),

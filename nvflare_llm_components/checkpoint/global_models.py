@@ -69,7 +69,7 @@ class GlobalModels:
         Raises:
             CheckpointError: if the model is empty, partial, mis-shaped or not finite; nothing is touched.
         """
-        refuse_unsound(weights, self._shapes, f"The global model after round {record['round']}")
+        refuse_unsound(weights, self._shapes, _title(record))
         exact = all(stored_dtype(value, self._dtype) == value.dtype for value in weights.values())
         if not exact:
             save_snapshot(self.root / MASTER, weights, self._companions, record, self._max_shard_size)
@@ -158,6 +158,11 @@ class GlobalModels:
 
     def _write(self, name: str, weights: dict[str, torch.Tensor], record: Mapping[str, Any]) -> None:
         save_snapshot(self.root / name, weights, self._companions, record, self._max_shard_size, self._dtype)
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    sites = record["parents"].get("sites")
+    return f"The global model after round {record['round']}{f' from sites {sites}' if sites else ''}"
 
 
 def earlier_model(root: Path) -> Path | None:

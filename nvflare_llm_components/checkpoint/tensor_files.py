@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -25,7 +26,6 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-CHUNK_BYTES = 16 * 2**20
 
 
 def map_tensor_file(path: Path) -> dict[str, torch.Tensor]:
@@ -64,10 +64,12 @@ def write_tensor_file(
     # Wide dtypes first, so that every tensor is aligned to its own item size.
     names = sorted(tensors, key=lambda name: (-stored_dtype(tensors[name], dtype).itemsize, name))
     digest = hashlib.sha256()
-    with path.open("xb") as file:
+    # Hashing takes as long as writing; both let go of the interpreter, so they run side by side.
+    with path.open("xb") as file, ThreadPoolExecutor(1) as pool:
         for block in _blocks(names, tensors, dtype):
+            hashed = pool.submit(digest.update, block)
             file.write(block)
-            digest.update(block)
+            hashed.result()
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
@@ -84,9 +86,7 @@ def _blocks(
     yield _header(names, tensors, dtype)
     for name in names:
         value = tensors[name].detach().to(device="cpu", dtype=stored_dtype(tensors[name], dtype)).contiguous()
-        data = value.reshape(-1).view(torch.uint8).numpy().data
-        for start in range(0, len(data), CHUNK_BYTES):
-            yield data[start : start + CHUNK_BYTES]
+        yield value.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(names: list[str], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> bytes:

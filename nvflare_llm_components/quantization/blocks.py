@@ -1,16 +1,15 @@
-"""What the blockwise codecs share: chunks that stay in cache, padding, and non-finite values.
+"""What the blockwise codecs share: padding, and non-finite values."""
 
-A chunk is a multiple of every legal block and of nf4's superblock, so chunking never changes a byte.
-"""
-
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 
+from nvflare_llm_components.quantization.codec import Encoded
+from nvflare_llm_components.quantization.spans import chunks
+
 MIN_BLOCK_SIZE = 16
 MAX_BLOCK_SIZE = 1024
-_CPU_CHUNK = 1 << 18  # weights: two float32 scratch buffers of this size stay in a 2 MiB L2 cache
-_ACCELERATOR_CHUNK = 1 << 24  # there a kernel launch costs more than a cache miss
 NONFINITE_BYTES = 12  # int64 position and float32 value
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 _QUIET_NAN_BITS = 0x7FC00000
@@ -31,34 +30,23 @@ def num_blocks(num_weights: int, block_size: int) -> int:
     return -(-num_weights // block_size)
 
 
-def chunk_size(device: torch.device) -> int:
-    """Weights worked on at a time on `device`."""
-    return _CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
-
-
-def chunks(num_weights: int, device: torch.device) -> Iterator[slice]:
-    """Consecutive slices that cover `num_weights` weights."""
-    step = chunk_size(device)
-    for start in range(0, num_weights, step):
-        yield slice(start, min(start + step, num_weights))
-
-
 class BlockReader:
-    """Reads a tensor chunk by chunk as float32 blocks, non-finite weights taken out and remembered.
+    """Reads a span of a tensor chunk by chunk as float32 blocks, non-finite weights taken out and remembered.
 
     Args:
-        weights: floating-point tensor of any shape.
+        flat: floating-point tensor of one dimension.
+        span: the weights to read; it starts at a chunk.
         block_size: weights in a block.
+        chunk: weights read at a time, whole blocks.
     """
 
-    def __init__(self, weights: torch.Tensor, block_size: int) -> None:
-        self._flat = weights.detach().reshape(-1)
-        self._block_size = block_size
-        size = min(chunk_size(weights.device), num_blocks(self._flat.numel(), block_size) * block_size)
-        self._blocks = torch.empty(size, dtype=torch.float32, device=weights.device)
+    def __init__(self, flat: torch.Tensor, span: slice, block_size: int, chunk: int) -> None:
+        self._flat, self._span, self._block_size, self._chunk = flat, span, block_size, chunk
+        size = min(chunk, num_blocks(span.stop - span.start, block_size) * block_size)
+        self._blocks = torch.empty(size, dtype=torch.float32, device=flat.device)
         self._scratch = torch.empty_like(self._blocks)
-        self._positions: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
+        self.positions: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
         self.num_saturated = 0
 
     def __iter__(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -66,7 +54,7 @@ class BlockReader:
 
         Blocks are float32 of shape (blocks, block_size), zero beyond the end, and valid until the next step.
         """
-        for part in chunks(self._flat.numel(), self._flat.device):
+        for part in chunks(self._span, self._chunk):
             count = part.stop - part.start
             padded = num_blocks(count, self._block_size) * self._block_size
             self._blocks[:count].copy_(self._flat[part])
@@ -74,22 +62,10 @@ class BlockReader:
             blocks = self._blocks[:padded].view(-1, self._block_size)
             scratch = self._scratch[:padded].view_as(blocks)
             absmax = torch.abs(blocks, out=scratch).amax(dim=1)
-            if not bool(absmax.isfinite().all()):
+            if not math.isfinite(float(absmax.max())):
                 self._take_out(part, self._blocks[:count])
                 absmax = torch.abs(blocks, out=scratch).amax(dim=1)
             yield part, blocks, scratch, absmax
-
-    def nonfinite_bytes(self) -> torch.Tensor:
-        """Positions (int64) then values (float32) of all non-finite weights, as 1-D uint8."""
-        if not self._positions:
-            return torch.empty(0, dtype=torch.uint8, device=self._flat.device)
-        positions = torch.cat(self._positions).view(torch.uint8)
-        return torch.cat([positions, torch.cat(self._values).view(torch.uint8)])
-
-    @property
-    def num_nonfinite(self) -> int:
-        """Non-finite weights met so far."""
-        return sum(p.numel() for p in self._positions)
 
     def _take_out(self, part: slice, chunk: torch.Tensor) -> None:
         source = self._flat[part]
@@ -100,9 +76,20 @@ class BlockReader:
         if positions.numel():
             values = chunk[positions]
             values.view(torch.int32).masked_fill_(values.isnan(), _QUIET_NAN_BITS)
-            self._positions.append(positions + part.start)
-            self._values.append(values)
+            self.positions.append(positions + part.start)
+            self.values.append(values)
             chunk[positions] = 0.0
+
+
+def finished(payload: torch.Tensor, readers: Sequence[BlockReader]) -> Encoded:
+    """A payload with the non-finite weights of its readers, in order, put in front."""
+    positions = [part for reader in readers for part in reader.positions]
+    values = [part for reader in readers for part in reader.values]
+    if positions:
+        front = torch.cat(positions).view(torch.uint8), torch.cat(values).view(torch.uint8)
+        payload = torch.cat([*front, payload])
+    num_nonfinite = sum(part.numel() for part in positions)
+    return Encoded(payload, num_nonfinite, sum(reader.num_saturated for reader in readers))
 
 
 def split_nonfinite(

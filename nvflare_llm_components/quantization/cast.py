@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from nvflare_llm_components.quantization.blocks import chunks, view_section
+from nvflare_llm_components.quantization.blocks import view_section
 from nvflare_llm_components.quantization.codec import Encoded
+from nvflare_llm_components.quantization.spans import chunk_size, chunks, in_spans
 
 _NONFINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 _QUIET_NAN_BITS = {torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}
@@ -33,20 +34,34 @@ class CastCodec:
         flat = weights.detach().reshape(-1)
         payload = torch.empty(2 * flat.numel(), dtype=torch.uint8, device=flat.device)
         values = payload.view(self.dtype)
-        num_saturated = 0
-        for part in chunks(flat.numel(), flat.device):
-            source = flat[part] if flat.dtype != torch.float64 else flat[part].float()
-            target = values[part].copy_(source)
-            magnitude = target.view(torch.int16) & 0x7FFF
-            if int(magnitude.max()) >= _NONFINITE_BITS[self.dtype]:
-                num_saturated += self._repair(flat[part], target)
+        chunk = chunk_size(flat.device)
+
+        def encode_span(span: slice) -> int:
+            return sum(self._encode_chunk(flat[part], values[part]) for part in chunks(span, chunk))
+
+        num_saturated = sum(in_spans(flat.numel(), flat.device, chunk, encode_span))
         return Encoded(payload, num_saturated=num_saturated)
 
     def decode(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
     ) -> torch.Tensor:
         """See :class:`.codec.Codec`."""
-        return view_section(payload, self.dtype).float()
+        values = view_section(payload, self.dtype)
+        weights = torch.empty(num_weights, dtype=torch.float32, device=payload.device)
+        chunk = chunk_size(payload.device)
+
+        def decode_span(span: slice) -> None:
+            for part in chunks(span, chunk):
+                weights[part].copy_(values[part])
+
+        in_spans(num_weights, payload.device, chunk, decode_span)
+        return weights
+
+    def _encode_chunk(self, source: torch.Tensor, target: torch.Tensor) -> int:
+        """Cast `source` into `target`; returns how many weights saturated."""
+        target.copy_(source if source.dtype != torch.float64 else source.float())
+        largest = int((target.view(torch.int16) & 0x7FFF).max())
+        return self._repair(source, target) if largest >= _NONFINITE_BITS[self.dtype] else 0
 
     def _repair(self, source: torch.Tensor, target: torch.Tensor) -> int:
         """Saturate what overflowed in `target`, in place, and give every NaN the same bits."""

@@ -16,7 +16,7 @@ import torch
 from nvflare_llm_components.quantization.blocks import (
     NONFINITE_BYTES,
     BlockReader,
-    chunks,
+    finished,
     multiply_blocks,
     num_blocks,
     put_nonfinite,
@@ -24,6 +24,7 @@ from nvflare_llm_components.quantization.blocks import (
     view_section,
 )
 from nvflare_llm_components.quantization.codec import Encoded
+from nvflare_llm_components.quantization.spans import chunk_size, chunks, in_spans
 
 LEVELS = (
     -1.0,
@@ -76,21 +77,24 @@ class NF4Codec:
         payload = torch.empty(size, dtype=torch.uint8, device=weights.device)
         units, scale_codes, codes = _sections(payload, weights.numel(), block_size)
         encode_table = _encode_table(weights.device)
-        reader = BlockReader(weights, block_size)
-        for part, blocks, scratch, absmax in reader:
-            unit, scale_code = _scale_codes(absmax)
-            first = part.start // block_size
-            scale_codes[first : first + absmax.numel()] = scale_code
-            first_unit = first // BLOCKS_PER_UNIT
-            units[first_unit : first_unit + unit.numel()] = unit
-            torch.mul(blocks, _grid_over(_scales(unit, scale_code)).unsqueeze(1), out=scratch)
-            scratch.round_().clamp_(-_GRID, _GRID).add_(_GRID)
-            levels = encode_table.index_select(0, scratch.view(-1).to(torch.int32))
-            pairs = num_blocks(part.stop - part.start, 2)
-            codes[part.start // 2 : part.start // 2 + pairs] = _pack(levels)[:pairs]
-        if reader.num_nonfinite:
-            payload = torch.cat([reader.nonfinite_bytes(), payload])
-        return Encoded(payload, reader.num_nonfinite, reader.num_saturated)
+        flat, chunk = weights.detach().reshape(-1), _chunk_size(weights.device, block_size)
+
+        def encode_span(span: slice) -> BlockReader:
+            reader = BlockReader(flat, span, block_size, chunk)
+            for part, blocks, scratch, absmax in reader:
+                unit, scale_code = _scale_codes(absmax)
+                first = part.start // block_size
+                first_unit = first // BLOCKS_PER_UNIT
+                scale_codes[first : first + absmax.numel()] = scale_code
+                units[first_unit : first_unit + unit.numel()] = unit
+                torch.mul(blocks, _grid_over(_scales(unit, scale_code)).unsqueeze(1), out=scratch)
+                scratch.round_().clamp_(-_GRID, _GRID).add_(_GRID)
+                levels = encode_table.index_select(0, scratch.view(-1).to(torch.int32))
+                pairs = slice(part.start // 2, num_blocks(part.stop, 2))
+                codes[pairs] = _pack(levels)[: pairs.stop - pairs.start]
+            return reader
+
+        return finished(payload, in_spans(flat.numel(), flat.device, chunk, encode_span))
 
     def decode(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
@@ -102,15 +106,25 @@ class NF4Codec:
         pair_table = _pair_table(payload.device)
         weights = torch.empty(2 * codes.numel(), dtype=torch.float32, device=payload.device)
         pairs = weights.view(torch.float64)  # two float32 moved as one
-        for part in chunks(num_weights, payload.device):
-            half = slice(part.start // 2, num_blocks(part.stop, 2))
-            torch.index_select(pair_table, 0, codes[half].to(torch.int32), out=pairs[half])
-            first, last = part.start // block_size, num_blocks(part.stop, block_size)
-            unit = units[first // BLOCKS_PER_UNIT : num_blocks(last, BLOCKS_PER_UNIT)]
-            multiply_blocks(weights[part], _scales(unit, scale_codes[first:last]), block_size)
+        chunk = _chunk_size(payload.device, block_size)
+
+        def decode_span(span: slice) -> None:
+            for part in chunks(span, chunk):
+                half = slice(part.start // 2, num_blocks(part.stop, 2))
+                torch.index_select(pair_table, 0, codes[half].to(torch.int32), out=pairs[half])
+                first, last = part.start // block_size, num_blocks(part.stop, block_size)
+                unit = units[first // BLOCKS_PER_UNIT : num_blocks(last, BLOCKS_PER_UNIT)]
+                multiply_blocks(weights[part], _scales(unit, scale_codes[first:last]), block_size)
+
+        in_spans(num_weights, payload.device, chunk, decode_span)
         weights = weights[:num_weights]
         put_nonfinite(weights, positions, values)
         return weights
+
+
+def _chunk_size(device: torch.device, block_size: int) -> int:
+    """Chunks are of whole units, so that chunking never changes a byte."""
+    return chunk_size(device, BLOCKS_PER_UNIT * block_size)
 
 
 def _sections(

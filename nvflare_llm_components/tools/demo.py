@@ -4,12 +4,15 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import datasets
+import torch
 import transformers
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import nvflare_llm_components
@@ -31,9 +34,10 @@ _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def shipped_jobs() -> Path:
-    """The jobs of the checkout that one works in, or else those installed with the package."""
-    here = Path("job_configs")
-    return here if here.is_dir() else Path(nvflare_llm_components.__file__).parent / "job_configs"
+    """The jobs of the folder one works in, or else the package's: of its checkout, or installed with it."""
+    package = Path(nvflare_llm_components.__file__).parent
+    places = [Path("job_configs"), package.parent / "job_configs"]
+    return next((place for place in places if place.is_dir()), package / "job_configs")
 
 
 def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | None = None) -> None:
@@ -59,7 +63,8 @@ def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | N
         "NVFLARE_LLM_MODEL": str(out.resolve() / "model"),
         "NVFLARE_LLM_DATA": str(out.resolve() / "data"),
     }
-    # One thread a site: three trainings that each take all cores would wait for each other.
+    # One thread a process: trainings that each take all cores would wait for each other.
+    torch.set_num_threads(1)
     shell = Shell(console, places | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
     os.environ.update(places)
     _prepare(shell, out, raw)
@@ -134,8 +139,8 @@ def _make_model(console: Console, out: Path, text: Sequence[str], vocab_size: in
 
 def _outcome(console: Console, federation: Federation) -> Outcome:
     runs = federation.runs
-    with console.status(f"Evaluating the last global model of {federation.name} ..."):
-        after = {site: _loss(federation.job, federation.model, site) for site in SITES}
+    console.print(f"Evaluating the last global model of {federation.name} on each site's data ...")
+    after = {site: _loss(federation.job, federation.model, site) for site in SITES}
     before = {site: runs[site].metrics("eval")[0]["eval_loss"] for site in SITES}
     sizes = [run.message_bytes() for run in runs.values()]
     return Outcome(federation.name, runs, before, after, max(size or 0 for size in sizes), federation.seconds)
@@ -145,20 +150,19 @@ def _loss(job: Path, model: Path, site: str) -> float:
     settings = training_settings(job, site)
     if settings.eval_data is None:
         raise ValueError(f"{job}: expected `eval_data`. Found none, so there is nothing to compare.")
-    return evaluate_model(
-        model_folder=model,
-        eval_data=settings.eval_data,
-        base_model=settings.model_name_or_path if settings.peft_config else None,
-        sft_config=settings.sft_config,
-    )["eval_loss"]
+    with redirect_stdout(StringIO()):  # the trainer prints what the table will show
+        return evaluate_model(
+            model_folder=model,
+            eval_data=settings.eval_data,
+            base_model=settings.model_name_or_path if settings.peft_config else None,
+            sft_config=settings.sft_config | {"disable_tqdm": True},
+        )["eval_loss"]
 
 
 def _centralized(shell: Shell, job: Path, folder: Path) -> Outcome:
     command = ["nvflare-llm", "baseline", str(job), "--sites", ",".join(SITES)]
     command += ["--mode", "one-call", "--out", str(folder)]
-    # Nothing runs beside it, so it may take all cores.
-    alone = replace(shell, variables=shell.variables | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)})
-    seconds = alone.run(command, folder.parent / "logs" / "centralized.txt")
+    seconds = shell.run(command, folder.parent / "logs" / "centralized.txt")
     base = Path(training_settings(job, SITES[0]).model_name_or_path)
     before = {site: _loss(job, base, site) for site in SITES}
     after = {site: _loss(job, folder / "model", site) for site in SITES}
@@ -184,17 +188,14 @@ def _show(console: Console, federated: Sequence[Outcome], central: Outcome, out:
 
 def _show_answers(console: Console, out: Path, model: Path) -> None:
     rows = [row for site in SITES for row in read_records(out / "data" / site / "testing.jsonl")[:2]]
-    answers = generate(model, str(out / "model"), [row["input"] for row in rows])
+    prompts = [row["input"] for row in rows]
+    before, after = (generate(folder, str(out / "model"), prompts) for folder in (out / "model", model))
     table = Table(title=f"Answers of {model}", show_lines=True)
-    for column in ("prompt (held out)", "answer", "expected"):
+    for column in ("prompt of testing.jsonl", "base model", "fine-tuned", "expected"):
         table.add_column(column)
-    for row, answer in zip(rows, answers, strict=True):
-        table.add_row(
-            *(
-                text if len(text) < 200 else text[:200] + " ..."
-                for text in (row["input"], answer, row["output"])
-            )
-        )
+    for row, *answers in zip(rows, before, after, strict=True):
+        texts = (row["input"], *answers, row["output"])
+        table.add_row(*(escape(text[:200] + " ..." * (len(text) > 200)) for text in texts))
     console.print(table)
 
 

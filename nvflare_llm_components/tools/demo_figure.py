@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nvflare_llm_components.tools.plots import save, smoothed
 from nvflare_llm_components.tools.runs import SiteRun
@@ -57,6 +58,7 @@ def _draw_site(axis: Axes, site: str, federated: Sequence[Outcome], central: Out
     axis.axhline(central.after[site], color="black", linestyle="--", label=f"{central.name}, final")
     axis.set_title(f"{site}: eval loss of the global model")
     axis.set_xlabel("rounds done")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(fontsize="small")
     axis.grid(alpha=0.3)
 

@@ -57,7 +57,10 @@ def simulate(shell: Shell, job: Path, workspace: Path, sites: Sequence[str]) -> 
     command = ["nvflare", "simulator", str(job), "-w", str(workspace)]
     command += ["-c", ",".join(sites), "-t", str(len(sites))]
     progress = Progress(shell, workspace, sites)
-    seconds = shell.run(command, logs / f"{job.name}.txt", progress.watch)
+    try:
+        seconds = shell.run(command, logs / f"{job.name}.txt", progress.watch)
+    except CommandError as error:
+        raise CommandError(_with_logs(str(error), workspace, ["server", *sites])) from error
     check(workspace, sites, num_rounds(job))
     return Federation(job.name, job, workspace, seconds)
 
@@ -78,21 +81,21 @@ def check(workspace: Path, sites: Sequence[str], rounds: int) -> None:
         done = [record["round"] for record in records if record["kind"] == "round"]
         if done != list(range(rounds)):
             raise CommandError(
-                _incomplete(workspace, site, f"{site}: expected {rounds} rounds. Found {done}.")
+                _with_logs(f"{site}: expected {rounds} rounds. Found {done}.", workspace, [site, "server"])
             )
     saved = _global_model(workspace) / "federation.json"
     found = json.loads(saved.read_text(encoding="utf-8"))["round"] if saved.is_file() else None
     if found != rounds - 1:
         message = f"{saved}: expected the model of round {rounds - 1}. Found {found}."
-        raise CommandError(_incomplete(workspace, "server", message))
+        raise CommandError(_with_logs(message, workspace, ["server"]))
 
 
 def _global_model(workspace: Path) -> Path:
     return workspace / "server" / "simulate_job" / "global_model" / "last"
 
 
-def _incomplete(workspace: Path, site: str, message: str) -> str:
-    logs = dict.fromkeys([workspace / site / "error_log.txt", workspace / "server" / "error_log.txt"])
+def _with_logs(message: str, workspace: Path, sites: Sequence[str]) -> str:
+    logs = [workspace / site / "error_log.txt" for site in sites]
     return "\n".join([message, *(f"The end of {log}:\n{tail(log)}" for log in logs)])
 
 

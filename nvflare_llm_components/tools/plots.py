@@ -12,7 +12,7 @@ from nvflare_llm_components.tools.runs import SiteRun, find_runs
 _PANELS = (
     ("training loss", "train", "loss"),
     ("learning rate", "train", "learning_rate"),
-    ("eval loss of the weights a round starts from", "eval", "eval_loss"),
+    ("eval loss at the start of a round", "eval", "eval_loss"),
 )
 
 

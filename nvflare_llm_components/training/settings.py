@@ -75,6 +75,21 @@ def _check_positive(name: str, value: Any, kind: type[int] | type[float]) -> Non
         raise ValueError(f"{name}: expected a positive {kind.__name__}, found {value!r}.")
 
 
+def given(name: str, value: str | None) -> str:
+    """A path or name that a job must give; FLARE turns unset variables into None or leaves their braces.
+
+    Raises:
+        ValueError: ``value`` is not there.
+    """
+    if not isinstance(value, str) or not value or "{" in value or value.startswith("None/"):
+        raise ValueError(
+            f"{name}: expected a path or name, found {value!r}. A variable of the job is not set: define "
+            f"it at "
+            "the top of the JSON, or in the environment of this site."
+        )
+    return value
+
+
 def build_sft_config(settings: Settings, output_dir: Path) -> SFTConfig:
     """A ``trl.SFTConfig`` from a job's ``sft_config``, on one device, logging to nobody.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from nvflare_llm_components.training.conversion import Read, converted
 
 StateDict = dict[str, torch.Tensor]
 _SHOWN = 5
@@ -43,13 +46,11 @@ def load(model: PreTrainedModel | PeftModel, values: Mapping[str, Any]) -> str:
     print_of = _Fingerprint()
     if isinstance(model, PeftModel):
         # The setter drops what it does not know, so all is checked before it. Adapters are small.
-        adapters = {name: print_of.add(_checked(name, values[name], live[name])) for name in live}
+        adapters = {name: _read(print_of, name, values[name], live[name].shape) for name in live}
         set_peft_model_state_dict(model, adapters)
         return print_of.text
-    _check_in_place(model, live)
-    with torch.no_grad():
-        for name, target in live.items():
-            target.copy_(print_of.add(_checked(name, values[name], target)))
+    read = {name: partial(_read, print_of, name, values[name], live[name].shape) for name in live}
+    _write(model, read, live)
     return print_of.text
 
 
@@ -99,11 +100,11 @@ def _copy(value: torch.Tensor) -> torch.Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
 
 
-def _checked(name: str, value: Any, target: torch.Tensor) -> torch.Tensor:
+def _read(print_of: "_Fingerprint", name: str, value: Any, shape: torch.Size) -> torch.Tensor:
     tensor = as_tensor(value)
-    if tensor.shape != target.shape:
+    if tensor.shape != shape:
         raise ValueError(
-            f"Global model: expected shape {tuple(target.shape)} for '{name}', found {tuple(tensor.shape)}. "
+            f"Global model: expected shape {tuple(shape)} for '{name}', found {tuple(tensor.shape)}. "
             "Give server and sites the same model."
         )
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -111,7 +112,20 @@ def _checked(name: str, value: Any, target: torch.Tensor) -> torch.Tensor:
             f"Global model: expected finite values in '{name}', found NaN or infinity. "
             "A site's training diverged, or a lower precision overflowed."
         )
-    return tensor
+    return print_of.add(tensor)
+
+
+def _write(model: PreTrainedModel, read: Mapping[str, Read], live: StateDict) -> None:
+    """Straight into the parameters where the checkpoint's values are views of them; else converted."""
+    parameters = model.state_dict()
+    memory = {value.untyped_storage().data_ptr() for value in parameters.values()}
+    with torch.no_grad():
+        if all(value.untyped_storage().data_ptr() in memory for value in live.values()):
+            for name, target in live.items():
+                target.copy_(read[name]())
+        else:
+            for name, value in converted(model, read):
+                parameters[name].copy_(value)
 
 
 def _check_names(expected: Any, found: Any) -> None:
@@ -127,15 +141,3 @@ def _check_names(expected: Any, found: Any) -> None:
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:_SHOWN])
     return f" ({shown}{', ...' if len(names) > _SHOWN else ''})" if names else ""
-
-
-def _check_in_place(model: PreTrainedModel, live: StateDict) -> None:
-    """Refuse checkpoint values that are no views of the parameters: what is written to them would be lost."""
-    memory = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
-    copies = [name for name, value in live.items() if value.untyped_storage().data_ptr() not in memory]
-    if copies:
-        raise ValueError(
-            f"model_name_or_path: expected a model whose checkpoint maps onto its parameters, found that "
-            f"{type(model).__name__} converts {len(copies)} of them{_some(sorted(copies))}. "
-            "Train adapters (peft_config) instead."
-        )

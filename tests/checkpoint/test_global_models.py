@@ -133,6 +133,12 @@ def test_a_wrong_keep_is_named(tmp_path: Path, keep: list[str]):
         GlobalModels(tmp_path, START, keep=keep)
 
 
+def test_a_refused_model_is_named_with_its_round_and_sites(tmp_path: Path):
+    origin = {**record(4), "parents": {"sites": ["x", "y"]}}
+    with pytest.raises(CheckpointError, match=r"after round 4 from sites \['x', 'y'\]: expected finite"):
+        GlobalModels(tmp_path, START).save_last(weights(float("nan")), origin)
+
+
 def test_a_wrong_save_dtype_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match="save_dtype: expected one of"):
         GlobalModels(tmp_path, START, save_dtype="fp16")

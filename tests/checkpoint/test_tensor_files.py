@@ -70,3 +70,11 @@ def test_a_truncated_file_is_named(tmp_path: Path, length: int):
 def test_an_unknown_dtype_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match="phase: expected a dtype"):
         write_tensor_file(tmp_path / "x.safetensors", {"phase": torch.ones(2, dtype=torch.complex128)})
+
+
+def test_every_mapped_tensor_is_aligned_to_its_own_item_size(tmp_path: Path):
+    values = {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(1, dtype=torch.float16)}
+    values |= {"c": torch.ones(1), "d": torch.ones(1, dtype=torch.float64)}
+    write_tensor_file(tmp_path / "x.safetensors", values)
+    for value in map_tensor_file(tmp_path / "x.safetensors").values():
+        assert value.data_ptr() % value.element_size() == 0

@@ -161,3 +161,21 @@ def test_a_gpu_gives_the_same_bytes(codec, size, scale, dtype, special):
     decode = (size, None, on_cpu.num_nonfinite)
     from_gpu = codec.decode(on_gpu.payload, *decode).cpu()
     assert torch.equal(codec.decode(on_cpu.payload, *decode).view(torch.int32), from_gpu.view(torch.int32))
+
+
+@codecs
+def test_threads_do_not_change_a_byte(codec):
+    weights = gaussian((1 << 21) + 77, 1.0, torch.float32)
+    weights[[5, (1 << 20) + 3, -1]] = torch.tensor([math.nan, math.inf, -math.inf])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = codec.encode(weights, None)
+        torch.set_num_threads(3)
+        together = codec.encode(weights, None)
+        decoded = round_trip(codec, weights)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(alone.payload, together.payload)
+    decode = codec.decode(alone.payload, weights.numel(), None, alone.num_nonfinite)
+    assert torch.equal(decode.view(torch.int32), decoded.view(torch.int32))

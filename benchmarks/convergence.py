@@ -1,0 +1,216 @@
+"""Final eval loss and bytes by message precision: same data, same seeds, three sites, SFT and LoRA.
+
+    python -m benchmarks.convergence --raw ../shared/data
+    python -m benchmarks.convergence --seeds 1 --rounds 2 --local-steps 2     (smoke)
+
+Cells that are done are kept in benchmarks/results/convergence.jsonl and are not run again.
+Losses are paired by seed: what counts is a cell's difference to fp32 with the same seed.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.federated_cell import Outcome, Scale, Way, run_cell
+
+RESULTS = Path(__file__).parent / "results"
+SITES = ["dolly", "alpaca", "oasst1"]
+MODES = ["sft", "lora"]
+WAYS = [
+    Way("fp32", "fp32", "fp32"),
+    Way("fp16", "fp16", "fp16"),
+    Way("bf16", "bf16", "bf16"),
+    Way("int8", "int8", "int8"),
+    Way("nf4 up", "bf16", "nf4", "DIFF"),
+    Way("nf4 up, feedback", "bf16", "nf4", "DIFF", error_feedback=True),
+    Way("nf4 both, feedback", "nf4", "nf4", "DIFF", error_feedback=True),
+]
+TARGETS = {"int8": 0.002, "nf4 both, feedback": 0.01}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+Record = dict[str, Any]
+
+
+def prepare_inputs(raw: Path | None, folder: Path, num_steps: int, max_eval_rows: int) -> tuple[Path, Path]:
+    """The base model and the sites' data, made once; returns their folders."""
+    from nvflare_llm_components.data.demo_model import save_base_model
+    from nvflare_llm_components.data.demo_sets import write_raw_sets
+    from nvflare_llm_components.data.prepare import prepare
+    from nvflare_llm_components.data.records import read_records
+    from nvflare_llm_components.tools.demo import raw_files
+
+    model, data = folder / "model", folder / "data"
+    if (model / "config.json").is_file():
+        return model, data
+    if raw:
+        files = raw_files(raw)
+    else:
+        files = {name: [file] for name, file in write_raw_sets(folder / "raw", num_rows=300).items()}
+    prompts: list[str] = []
+    for site in SITES:
+        prepare(site, files[site], data / site)
+        prompts += [row["input"] for row in read_records(data / site / "training.jsonl")]
+        shorten(data / site / "validation.jsonl", max_eval_rows)
+    save_base_model(model, prompts, vocab_size=2048, hidden_size=128, num_layers=3, num_steps=num_steps)
+    return model, data
+
+
+def shorten(file: Path, num_rows: int) -> None:
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:num_rows]))
+
+
+def cells(num_seeds: int) -> Iterator[tuple[str, Way, int]]:
+    for seed in range(num_seeds):
+        for mode in MODES:
+            for way in WAYS:
+                yield mode, way, seed
+
+
+def key_of(mode: str, way: Way, seed: int, scale: Scale) -> Record:
+    return {"mode": mode, "way": way.name, "seed": seed, **asdict(scale)}
+
+
+def read_done(file: Path) -> list[Record]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def run_missing(file: Path, num_seeds: int, scale: Scale, model: Path, data: Path, num_workers: int) -> None:
+    """Run what is not in the file yet, several cells at a time with one thread each."""
+    done = [
+        {key: record[key] for key in ("mode", "way", "seed", *asdict(scale))} for record in read_done(file)
+    ]
+    missing = [cell for cell in cells(num_seeds) if key_of(*cell, scale) not in done]
+    os.environ |= ENVIRONMENT
+    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))
+    with pool, Progress() as progress:
+        bar = progress.add_task("cells", total=len(missing))
+        futures = {
+            pool.submit(run_cell, mode, way, seed, scale, model, data, SITES): key_of(mode, way, seed, scale)
+            for mode, way, seed in missing
+        }
+        for future in as_completed(futures):
+            outcome: Outcome = future.result()
+            with file.open("a") as results:
+                results.write(json.dumps(futures[future] | asdict(outcome)) + "\n")
+            progress.advance(bar)
+
+
+def summarize(records: list[Record]) -> list[Record]:
+    """One line for each mode and way: losses over seeds, paired with fp32 of the same seed, and bytes."""
+    found = {(r["mode"], r["way"], r["seed"]): r for r in records}
+    lines = []
+    for mode in MODES:
+        for way in WAYS:
+            seeds = sorted(s for m, w, s in found if (m, w) == (mode, way.name) and (m, "fp32", s) in found)
+            if seeds:
+                lines.append(_line(mode, way.name, [found[mode, way.name, s] for s in seeds],
+                                   [found[mode, "fp32", s] for s in seeds]))  # fmt: skip
+    return lines
+
+
+def _line(mode: str, way: str, own: list[Record], base: list[Record]) -> Record:
+    final = [record["eval_losses"][-1] for record in own]
+    excess = [loss / other["eval_losses"][-1] - 1 for loss, other in zip(final, base, strict=True)]
+    total, full = (sum(r["bytes_down"] + r["bytes_up"] for r in records) for records in (own, base))
+    return {
+        "mode": mode,
+        "way": way,
+        "num_seeds": len(own),
+        "initial": statistics.mean(record["eval_losses"][0] for record in own),
+        "final": statistics.mean(final),
+        "spread": statistics.stdev(final) if len(final) > 1 else 0.0,
+        "excess": statistics.mean(excess),
+        "bytes": total // len(own),
+        "ratio": total / full,
+        "curve": [statistics.mean(losses) for losses in zip(*(r["eval_losses"] for r in own), strict=True)],
+    }
+
+
+def show(lines: list[Record], console: Console) -> None:
+    table = Table(title="Eval loss of the global model, mean over three sites, and bytes of the whole run")
+    for name in (
+        "mode",
+        "messages",
+        "seeds",
+        "before",
+        "after",
+        "± over seeds",
+        "against fp32",
+        "bytes",
+        "of fp32",
+    ):
+        table.add_column(name, justify="left" if name in ("mode", "messages") else "right")
+    for line in lines:
+        losses = (f"{line[name]:.4f}" for name in ("initial", "final", "spread"))
+        sizes = f"{line['excess']:+.3%}", f"{line['bytes']:,}", f"{line['ratio']:.4f}"
+        table.add_row(line["mode"], line["way"], str(line["num_seeds"]), *losses, *sizes)
+    console.print(table)
+    for line in lines:
+        target = TARGETS.get(line["way"])
+        if target is not None:
+            verdict = "reached" if abs(line["excess"]) <= target else "MISSED "
+            name = f"{line['mode']} {line['way']}"
+            console.print(f"{verdict}  {name}: {line['excess']:+.3%} of fp32 (target within {target:.1%})")
+
+
+def draw(lines: list[Record], file: Path) -> None:
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    for axis, mode in zip(figure.subplots(1, len(MODES)), MODES, strict=True):
+        for line in (line for line in lines if line["mode"] == mode):
+            axis.plot(line["curve"], marker=".", label=f"{line['way']} ({line['ratio']:.3f} of the bytes)")
+        axis.set(title=mode, xlabel="round", ylabel="eval loss of the global model")
+        axis.legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--raw", type=Path, help="folder of the published files; generated sets without it")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--local-steps", type=int, default=8)
+    parser.add_argument("--base-steps", type=int, default=200)
+    parser.add_argument("--eval-rows", type=int, default=24)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    inputs = options.out / "convergence"
+    inputs.mkdir(parents=True, exist_ok=True)
+    default_raw = Path("../shared/data")
+    raw = options.raw or (default_raw if default_raw.is_dir() else None)
+    model, data = prepare_inputs(raw, inputs, options.base_steps, options.eval_rows)
+    file = options.out / "convergence.jsonl"
+    scale = Scale(options.rounds, options.local_steps)
+    run_missing(file, options.seeds, scale, model, data, options.workers)
+    records = [
+        r
+        for r in read_done(file)
+        if (r["num_rounds"], r["local_steps"]) == (options.rounds, options.local_steps)
+    ]
+    lines = summarize(records)
+    show(lines, Console(width=130))
+    draw(lines, options.out / "convergence.png")
+    (options.out / "convergence.json").write_text(json.dumps(lines, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""One cell of the convergence table: a federation in one process, of the package's own parts.
+
+Training sessions, codecs, error feedback, shadows and FLARE's aggregation helper are the real ones; only
+tasks and transport are left out, so that a cell takes seconds.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
+
+from nvflare_llm_components.quantization.feedback import encode_with_feedback, open_residual
+from nvflare_llm_components.quantization.message import Message, decode_message, encode_message
+from nvflare_llm_components.quantization.policy import PrecisionPolicy
+from nvflare_llm_components.quantization.shadow import advance, follow, held_shadow
+from nvflare_llm_components.training.session import SFTSession
+from nvflare_llm_components.training.settings import TrainingSettings
+from nvflare_llm_components.training.weights import difference
+
+LORA = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "target_modules": "all-linear",
+}
+LEARNING_RATE = {"sft": 1e-3, "lora": 3e-3}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How messages travel.
+
+    Attributes:
+        name: of the line in the table.
+        down: precision of broadcasts.
+        up: precision of results.
+        params_type: results are whole weights (``FULL``) or updates (``DIFF``).
+        error_feedback: whether updates carry what rounding left out of the last one.
+    """
+
+    name: str
+    down: str
+    up: str
+    params_type: str = "FULL"
+    error_feedback: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained."""
+
+    num_rounds: int
+    local_steps: int
+
+
+@dataclass
+class Outcome:
+    """What a cell gave: mean eval loss of the global model before each round and at the end; bytes."""
+
+    eval_losses: list[float]
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+def run_cell(
+    mode: str, way: Way, seed: int, scale: Scale, model: Path, data: Path, sites: list[str]
+) -> Outcome:
+    """Run one federation to its end."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        federation = Federation(mode, way, seed, scale, model, data, sites, Path(folder))
+        try:
+            outcome = federation.run()
+        finally:
+            federation.close()
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+class Federation:
+    """A server and its sites."""
+
+    def __init__(
+        self,
+        mode: str,
+        way: Way,
+        seed: int,
+        scale: Scale,
+        model: Path,
+        data: Path,
+        sites: list[str],
+        folder: Path,
+    ) -> None:
+        self.way, self.scale, self.folder = way, scale, folder
+        self.sessions: dict[str, SFTSession] = {}
+        for site in sites:
+            settings = _settings(mode, seed, scale, model, data / site)
+            (folder / site).mkdir()
+            self.sessions[site] = SFTSession(settings, folder / site)
+        first = next(iter(self.sessions.values()))
+        self.model = {name: value.float() for name, value in first.snapshot().items()}
+        self.bytes_down = self.bytes_up = 0
+
+    def run(self) -> Outcome:
+        """All rounds."""
+        losses = []
+        for number in range(self.scale.num_rounds):
+            losses.append(self._round(number))
+        losses.append(self._mean_loss())
+        return Outcome(losses, self.bytes_down, self.bytes_up, 0.0)
+
+    def close(self) -> None:
+        """End the training threads."""
+        for session in self.sessions.values():
+            session.close()
+
+    def _round(self, number: int) -> float:
+        broadcast = self._broadcast()
+        helper, losses = WeightedAggregationHelper(), []
+        for site, session in self.sessions.items():
+            session.begin_round(number, self.scale.num_rounds, bool)
+            session.load(self.model)
+            losses.append(session.evaluate()["eval_loss"])
+            received = self._receive(broadcast, self.folder / site)
+            session.load(received)
+            report = session.train_round()
+            message = self._result(session.snapshot(), received, number, self.folder / site)
+            self.bytes_up += message.traffic.bytes_after
+            values, _ = decode_message(message.values, message.header, None, lazy=True)
+            helper.add(values, report.num_examples, site, number)
+        self._take(helper.get_result())
+        return sum(losses) / len(losses)
+
+    def _broadcast(self) -> Any:
+        policy = PrecisionPolicy(self.way.down)
+        if self.way.down == "nf4":
+            return advance(self.model, policy, self.folder / "server")
+        return encode_message(self.model, policy)
+
+    def _receive(self, broadcast: Any, folder: Path) -> Mapping[str, Any]:
+        message = broadcast.message_for(held_shadow(folder))
+        self.bytes_down += message.traffic.bytes_after
+        if "shadow" in message.header:
+            return follow(message.values, message.header, folder, None, lazy=False)[0]
+        return decode_message(message.values, message.header, None, lazy=False)[0]
+
+    def _result(
+        self, new: dict[str, torch.Tensor], received: Mapping[str, Any], number: int, folder: Path
+    ) -> Message:
+        policy = PrecisionPolicy(self.way.up)
+        values = new if self.way.params_type == "FULL" else difference(new, received)
+        if not self.way.error_feedback:
+            return encode_message(values, policy)
+        return encode_with_feedback(values, policy, folder, number, open_residual(folder, number - 1))
+
+    def _take(self, mean: Mapping[str, torch.Tensor]) -> None:
+        if self.way.params_type == "FULL":
+            self.model = dict(mean)
+        else:
+            self.model = {name: value + mean[name] for name, value in self.model.items()}
+
+    def _mean_loss(self) -> float:
+        losses = []
+        for session in self.sessions.values():
+            session.load(self.model)
+            losses.append(session.evaluate(round_number=self.scale.num_rounds)["eval_loss"])
+        return sum(losses) / len(losses)
+
+
+def _settings(mode: str, seed: int, scale: Scale, model: Path, data: Path) -> TrainingSettings:
+    return TrainingSettings(
+        model_name_or_path=str(model),
+        train_data=data / "training.jsonl",
+        eval_data=data / "validation.jsonl",
+        local_steps=scale.local_steps,
+        checkpoint="never",
+        peft_config=LORA if mode == "lora" else None,
+        sft_config={
+            "learning_rate": LEARNING_RATE[mode],
+            "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 8,
+            "max_length": 256,
+            "logging_steps": 1000,
+            "seed": seed,
+            "disable_tqdm": True,
+        },
+    )

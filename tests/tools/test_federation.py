@@ -1,0 +1,27 @@
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nvflare_llm_components.tools.federation import simulate
+from nvflare_llm_components.tools.shell import CommandError, Shell
+from tests.tiny import save_tiny_model, write_site_data
+
+JOB = Path(__file__).parents[2] / "job_configs/sft"
+
+
+@pytest.mark.integration
+def test_a_job_that_fails_at_one_site_is_told_with_its_cause(tmp_path, monkeypatch):
+    sites = ["a", "b", "c"]
+    places = {
+        "NVFLARE_LLM_MODEL": str(save_tiny_model(tmp_path / "model")),
+        "NVFLARE_LLM_DATA": str(write_site_data(tmp_path / "data", sites)),
+    }
+    (tmp_path / "data/b/training.jsonl").unlink()
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+    shell = Shell(Console(file=io.StringIO()), places | {"OMP_NUM_THREADS": "1"}, timeout_s=300)
+    with pytest.raises(CommandError, match=r"data/b/training\.jsonl") as error:
+        simulate(shell, JOB, tmp_path / "ws", sites)
+    assert "ws/b/error_log.txt" in str(error.value)

@@ -1,0 +1,84 @@
+"""Weights out under checkpoint names, and in again in place."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from nvflare_llm_components.training import weights
+from nvflare_llm_components.training.model import load_model
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts, whose checkpoint has one tensor an expert, and the model one for all."""
+    folder = tmp_path_factory.mktemp("experts")
+    config = MixtralConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=12,
+    )
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["model_folder", "experts"])
+def test_what_goes_out_is_the_checkpoint(kind, request):
+    folder = request.getfixturevalue(kind)
+    found, expected = weights.snapshot(load_model(str(folder), {})), load_file(folder / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", ["model_folder", "experts"])
+def test_what_comes_in_is_there_in_place(kind, request):
+    model = load_model(str(request.getfixturevalue(kind)), {})
+    places = {name: value.data_ptr() for name, value in model.named_parameters()}
+    given = {name: torch.rand_like(value) for name, value in weights.snapshot(model).items()}
+    print_of = weights.load(model, given)
+    assert places == {name: value.data_ptr() for name, value in model.named_parameters()}
+    found = weights.snapshot(model)
+    assert all(torch.equal(found[name], given[name]) for name in given)
+    assert weights.load(model, given) == print_of
+    name = next(iter(given))
+    assert weights.load(model, given | {name: given[name] + 1}) != print_of
+
+
+def test_a_loaded_mixture_of_experts_speaks_as_its_checkpoint(experts, tmp_path):
+    model = load_model(str(experts), {})
+    weights.load(model, {name: value * 1.5 for name, value in weights.snapshot(model).items()})
+    model.save_pretrained(tmp_path)
+    tokens = torch.arange(8)[None]
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, again(tokens).logits)
+
+
+def test_precisions_are_kept_by_the_model(model_folder):
+    model = load_model(str(model_folder), {"dtype": "bfloat16"})
+    sent = weights.snapshot(model)
+    weights.load(model, {name: value.to(torch.float64) for name, value in sent.items()})
+    again = weights.snapshot(model)
+    assert {value.dtype for value in again.values()} == {torch.bfloat16}
+    assert all(torch.equal(again[name], sent[name]) for name in sent)
+
+
+def test_a_copy_shares_no_memory_with_the_model(model_folder):
+    model = load_model(str(model_folder), {})
+    live = {value.data_ptr() for value in model.state_dict().values()}
+    assert not live & {value.data_ptr() for value in weights.snapshot(model).values()}
+
+
+def test_a_difference_is_in_float32():
+    new, old = torch.tensor([1.0]), torch.tensor([1.0 - 2**-10], dtype=torch.float64)
+    found = weights.difference({"w": new, "n": torch.tensor([3])}, {"w": old, "n": torch.tensor([1])})
+    assert found["w"].item() == 2**-10
+    assert found["w"].dtype == torch.float32
+    assert found["n"].item() == 3
