@@ -25,8 +25,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## three sites fine-tune one model: jobs, curves, generations (under 6 minutes)
 	$(BIN)/nvflare-llm demo
 
-test: $(INSTALLED)  ## all tests that CI runs, simulator jobs included
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## all tests that CI runs, simulator jobs included (about 15 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the kill matrix: server and clients killed at every stage of a round, then resumed
 	$(BIN)/python -m pytest -m slow
