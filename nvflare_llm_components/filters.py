@@ -10,16 +10,14 @@ whose.
 """
 
 import threading
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from nvflare.apis.analytix import AnalyticsDataType
-from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FilterKey, FLContextKey, ProcessType
+from nvflare.apis.fl_constant import FilterKey, FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
@@ -27,6 +25,21 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
+from nvflare_llm_components.filter_context import (
+    TAKEN_FIELD,
+    TAKEN_ROUND,
+    context_of,
+    is_encoded,
+    is_model_of_a_round,
+    is_server,
+    meta_of,
+    missing_half,
+    remember_taken,
+    run_dir_of,
+    state_dir_of,
+    taken_round_of_peer,
+    with_own_collection,
+)
 from nvflare_llm_components.quantization.broadcast import Broadcast, Content
 from nvflare_llm_components.quantization.feedback import encode_with_feedback, open_residual
 from nvflare_llm_components.quantization.ledger import (
@@ -51,9 +64,6 @@ _TASKS_OF_WHOLE_MODELS = ("submit_model", "get_weights")  # their results are st
 
 # Properties of the FLContext. What a client holds is public, so that each of its requests tells the server.
 _HELD_SHADOW = "nvflare_llm_shadow"
-_TAKEN_ROUNDS = "nvflare_llm_taken_rounds"  # server: {client: round of the last result that arrived}
-_TAKEN_ROUND = "nvflare_llm_taken_round"  # client: what the server says of its last result
-_TAKEN_FIELD = "taken_round"  # the same, in the header of a message
 
 
 class _PrecisionFilter(DXOFilter):
@@ -66,17 +76,17 @@ class _PrecisionFilter(DXOFilter):
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Filter a message. The containers of a COLLECTION are copied first: a broadcast shares them."""
-        return super().process(_with_own_collection(shareable), fl_ctx)
+        return super().process(with_own_collection(shareable), fl_ctx)
 
     def account(self, traffic: Traffic, context: dict[str, Any], fl_ctx: FLContext, cached: bool) -> None:
         """Log one line; where there is a run directory, append to its ledger and stream the total."""
         record = record_of(traffic, context, cached)
         self.log_info(fl_ctx, sentence_of(record))
-        run_dir = _run_dir(fl_ctx)
+        run_dir = run_dir_of(fl_ctx)
         if run_dir is None:
             return
         append_record(run_dir, record)
-        if not _is_server(fl_ctx):
+        if not is_server(fl_ctx):
             direction, step = record["direction"], record["round"]
             total = total_wire_bytes(run_dir, direction)
             scalar = AnalyticsDataType.SCALAR
@@ -131,28 +141,28 @@ class PrecisionQuantizeFilter(_PrecisionFilter):
         try:
             message, cached = self._encoded(dxo, shareable, fl_ctx)
         except Exception as e:
-            if not _is_server(fl_ctx):
+            if not is_server(fl_ctx):
                 raise
             self.system_panic(f"{type(self).__name__} could not encode the message: {e}", fl_ctx)
             return None
-        context = _context_of("quantize", message.header, shareable, fl_ctx)
+        context = context_of("quantize", message.header, shareable, fl_ctx)
         self.account(message.traffic, context, fl_ctx, cached)
-        header = message.header | {_TAKEN_FIELD: _taken_round_of_peer(fl_ctx)}
-        meta = _meta_of(dxo) | {META_KEY: header}
+        header = message.header | {TAKEN_FIELD: taken_round_of_peer(fl_ctx)}
+        meta = meta_of(dxo) | {META_KEY: header}
         return DXO(data_kind=dxo.data_kind, data=dict(message.values), meta=meta)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Watch that what this side receives is decoded, and let go of the last broadcast in time."""
-        if event_type == EventType.AFTER_TASK_DATA_FILTER and not _is_server(fl_ctx):
+        if event_type == EventType.AFTER_TASK_DATA_FILTER and not is_server(fl_ctx):
             if fl_ctx.get_prop(FLContextKey.FILTER_DIRECTION) == FilterKey.OUT:
                 return  # a task that this client sends to another one: Swarm
-            is_encoded = _is_encoded(fl_ctx.get_prop(FLContextKey.TASK_DATA))
-            self._undecoded_task = fl_ctx.get_prop(FLContextKey.TASK_NAME) if is_encoded else None
-        elif event_type == EventType.AFTER_TASK_RESULT_FILTER and _is_server(fl_ctx):
-            if _is_encoded(fl_ctx.get_prop(FLContextKey.TASK_RESULT)):
+            encoded = is_encoded(fl_ctx.get_prop(FLContextKey.TASK_DATA))
+            self._undecoded_task = fl_ctx.get_prop(FLContextKey.TASK_NAME) if encoded else None
+        elif event_type == EventType.AFTER_TASK_RESULT_FILTER and is_server(fl_ctx):
+            if is_encoded(fl_ctx.get_prop(FLContextKey.TASK_RESULT)):
                 task = fl_ctx.get_prop(FLContextKey.TASK_NAME)
-                self.system_panic(_missing_half("server", "task_result_filters", task), fl_ctx)
-        elif event_type == EventType.BEFORE_TASK_RESULT_FILTER and _is_server(fl_ctx):
+                self.system_panic(missing_half("server", "task_result_filters", task), fl_ctx)
+        elif event_type == EventType.BEFORE_TASK_RESULT_FILTER and is_server(fl_ctx):
             self._let_go_of_broadcast(is_over=False)
         elif event_type == EventType.END_RUN:
             self._let_go_of_broadcast(is_over=True)
@@ -169,7 +179,7 @@ class PrecisionQuantizeFilter(_PrecisionFilter):
     def _encoded(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> tuple[Message, bool]:
         """The message for this receiver, and whether it was encoded before for another one."""
         root_id = shareable.get_header(ReservedHeaderKey.MSG_ROOT_ID)
-        if not _is_server(fl_ctx) or not root_id:
+        if not is_server(fl_ctx) or not root_id:
             return self._encode_result(dxo, shareable, fl_ctx), False
         peer = fl_ctx.get_peer_context()
         held = peer.get_prop(_HELD_SHADOW) if peer else None
@@ -185,24 +195,24 @@ class PrecisionQuantizeFilter(_PrecisionFilter):
     def _encode_broadcast(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> Content:
         if self.precision != "nf4" or dxo.data_kind != DataKind.WEIGHTS:
             return encode_message(dxo.data, self._policy)
-        folder = _state_dir(fl_ctx)
-        if folder is None or not _is_model_of_a_round(shareable):
+        folder = state_dir_of(fl_ctx)
+        if folder is None or not is_model_of_a_round(shareable):
             return encode_message(dxo.data, PrecisionPolicy("int8", None, self.overrides))
         return advance(dxo.data, self._policy, folder)
 
     def _encode_result(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> Message:
         if self._undecoded_task is not None:
-            raise ValueError(_missing_half("client", "task_data_filters", self._undecoded_task))
+            raise ValueError(missing_half("client", "task_data_filters", self._undecoded_task))
         current_round = shareable.get_header(AppConstants.CURRENT_ROUND)
         if not self.error_feedback or current_round is None:
             return encode_message(dxo.data, self._policy)
-        folder = _state_dir(fl_ctx)
-        if folder is None or dxo.data_kind != DataKind.WEIGHT_DIFF or not _is_model_of_a_round(shareable):
+        folder = state_dir_of(fl_ctx)
+        if folder is None or dxo.data_kind != DataKind.WEIGHT_DIFF or not is_model_of_a_round(shareable):
             raise ValueError(
                 "error_feedback carries what was left out of one update into the next, in the run directory. "
                 f"Expected a WEIGHT_DIFF result. Found {dxo.data_kind}. Set params_type to DIFF."
             )
-        taken_round = fl_ctx.get_prop(_TAKEN_ROUND, current_round - 1)
+        taken_round = fl_ctx.get_prop(TAKEN_ROUND, current_round - 1)
         residual = open_residual(folder, taken_round)
         if residual.dropped_round is not None:
             self.log_warning(
@@ -245,15 +255,15 @@ class PrecisionDequantizeFilter(_PrecisionFilter):
             self._warn_of_plain_message(fl_ctx)
             return None
         values, traffic = self._decoded(dxo.data, header, fl_ctx)
-        self.account(traffic, _context_of("dequantize", header, shareable, fl_ctx), fl_ctx, cached=False)
-        _remember_taken(header, shareable, fl_ctx)
-        meta = {key: value for key, value in _meta_of(dxo).items() if key != META_KEY}
+        self.account(traffic, context_of("dequantize", header, shareable, fl_ctx), fl_ctx, cached=False)
+        remember_taken(header, shareable, fl_ctx)
+        meta = {key: value for key, value in meta_of(dxo).items() if key != META_KEY}
         return DXO(data_kind=dxo.data_kind, data=values, meta=meta)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Tell the server, with every request, which shadow this client holds."""
-        if event_type == EventType.START_RUN and not _is_server(fl_ctx):
-            folder = _state_dir(fl_ctx)
+        if event_type == EventType.START_RUN and not is_server(fl_ctx):
+            folder = state_dir_of(fl_ctx)
             held = held_shadow(folder) if folder else None
             fl_ctx.set_prop(_HELD_SHADOW, held, private=False, sticky=True)
 
@@ -263,7 +273,7 @@ class PrecisionDequantizeFilter(_PrecisionFilter):
         dtype, lazy = _RESTORE_DTYPES[self.restore_dtype], self._is_lazy(fl_ctx)
         if not isinstance(header, dict) or header.get(HEADER_FIELD) is None:
             return decode_message(values, header, dtype, lazy)
-        folder = _state_dir(fl_ctx)
+        folder = state_dir_of(fl_ctx)
         if folder is None:
             raise ValueError("A broadcast at nf4 needs a run directory to keep its shadow in. Found none.")
         result = follow(values, header, folder, dtype, lazy)
@@ -273,105 +283,12 @@ class PrecisionDequantizeFilter(_PrecisionFilter):
     def _is_lazy(self, fl_ctx: FLContext) -> bool:
         if self.lazy is not None:
             return self.lazy
-        return _is_server(fl_ctx) and fl_ctx.get_prop(FLContextKey.TASK_NAME) not in _TASKS_OF_WHOLE_MODELS
+        return is_server(fl_ctx) and fl_ctx.get_prop(FLContextKey.TASK_NAME) not in _TASKS_OF_WHOLE_MODELS
 
     def _warn_of_plain_message(self, fl_ctx: FLContext) -> None:
         if not self._has_warned:
             self._has_warned = True
-            other = "client's task_result_filters" if _is_server(fl_ctx) else "server's task_data_filters"
+            other = "client's task_result_filters" if is_server(fl_ctx) else "server's task_data_filters"
             self.log_warning(
                 fl_ctx, f"A message came at full precision: no PrecisionQuantizeFilter in the {other}."
             )
-
-
-def _meta_of(dxo: DXO) -> dict[str, Any]:
-    """A copy of the meta without the filter history, which the base class carries over to a new DXO."""
-    return {key: value for key, value in (dxo.meta or {}).items() if key != MetaKey.FILTER_HISTORY}
-
-
-def _with_own_collection(shareable: Shareable) -> Shareable:
-    try:
-        dxo = from_shareable(shareable)
-    except ValueError:
-        return shareable
-    return _own(dxo).update_shareable(shareable) if dxo.data_kind == DataKind.COLLECTION else shareable
-
-
-def _own(dxo: DXO) -> DXO:
-    if dxo.data_kind != DataKind.COLLECTION:
-        return dxo
-    return DXO(dxo.data_kind, {name: _own(leaf) for name, leaf in dxo.data.items()}, dxo.meta)
-
-
-def _is_encoded(shareable: object) -> bool:
-    """Whether a message, or a member of its collection, is in our format."""
-    try:
-        dxo = from_shareable(shareable)
-    except (AttributeError, ValueError):
-        return False
-    leaves = dxo.data.values() if dxo.data_kind == DataKind.COLLECTION else [dxo]
-    return any(isinstance(leaf, DXO) and leaf.get_meta_prop(META_KEY) is not None for leaf in leaves)
-
-
-def _missing_half(side: str, table: str, task: str | None) -> str:
-    return (
-        f"Task {task!r}: the {side} received a message in reduced precision and nothing decoded it. "
-        f"Add PrecisionDequantizeFilter for this task to {table} of the {side}'s configuration."
-    )
-
-
-def _is_server(fl_ctx: FLContext) -> bool:
-    return fl_ctx.get_process_type() in (ProcessType.SERVER_JOB, ProcessType.SERVER_PARENT)
-
-
-def _is_model_of_a_round(shareable: Shareable) -> bool:
-    """Whether a message is one round's single model or update, not a model to evaluate or one of several."""
-    is_single = from_shareable(shareable).data_kind != DataKind.COLLECTION
-    return is_single and shareable.get_header(AppConstants.CURRENT_ROUND) is not None
-
-
-def _context_of(operation: str, header: Any, shareable: Shareable, fl_ctx: FLContext) -> dict[str, Any]:
-    return {
-        "time": time.time(),
-        "site": "server" if _is_server(fl_ctx) else fl_ctx.get_identity_name(),
-        "peer": _peer_name(fl_ctx) if _is_server(fl_ctx) else None,
-        "task": fl_ctx.get_prop(FLContextKey.TASK_NAME),
-        "round": shareable.get_header(AppConstants.CURRENT_ROUND),
-        "direction": "out" if operation == "quantize" else "in",
-        "operation": operation,
-        "precision": str(header.get("precision")),
-    }
-
-
-def _peer_name(fl_ctx: FLContext) -> str | None:
-    peer = fl_ctx.get_peer_context()
-    return peer.get_identity_name() if peer else None
-
-
-def _remember_taken(header: Any, shareable: Shareable, fl_ctx: FLContext) -> None:
-    """On the server: this client's result arrived. On a client: what the server says of the last one."""
-    if _is_server(fl_ctx):
-        taken = fl_ctx.get_prop(_TAKEN_ROUNDS) or {}
-        taken = taken | {_peer_name(fl_ctx): shareable.get_header(AppConstants.CURRENT_ROUND)}
-        fl_ctx.set_prop(_TAKEN_ROUNDS, taken, private=True, sticky=True)
-    elif _TAKEN_FIELD in header:
-        fl_ctx.set_prop(_TAKEN_ROUND, header[_TAKEN_FIELD], private=True, sticky=False)
-
-
-def _taken_round_of_peer(fl_ctx: FLContext) -> int | None:
-    taken: dict[str | None, int] = fl_ctx.get_prop(_TAKEN_ROUNDS) or {}
-    return taken.get(_peer_name(fl_ctx))
-
-
-def _run_dir(fl_ctx: FLContext) -> Path | None:
-    job_id = fl_ctx.get_job_id()
-    if fl_ctx.get_engine() is None or not job_id:
-        return None
-    path = Path(fl_ctx.get_workspace().get_run_dir(job_id))
-    return path if path.is_dir() else None
-
-
-def _state_dir(fl_ctx: FLContext) -> Path | None:
-    """Where residuals and shadows live."""
-    run_dir = _run_dir(fl_ctx)
-    return run_dir / "filter_state" if run_dir else None

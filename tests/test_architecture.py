@@ -25,6 +25,7 @@ HALL = {
     "checkpoint",
     "data",
     "executors",
+    "filter_context",
     "filters",
     "memory",
     "persistors",
@@ -45,8 +46,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "checkpoint": ({"checkpoint"}, {"nvflare", "trl", "datasets", "typer", "matplotlib"}),
     "aggregators": (set(), {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
     "executors": ({"memory", "training"}, {"trl", "typer", "matplotlib"}),
+    "filter_context": ({"quantization"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
     "filters": (
-        {"memory", "quantization"},
+        {"filter_context", "memory", "quantization"},
         {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
     ),
     "memory": (set(), THIRD_PARTY),
