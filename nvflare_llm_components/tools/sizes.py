@@ -119,7 +119,13 @@ def show_sizes(
 
 
 def _meta_model(model: str) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(model)
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            "MODEL: expected a Hugging Face folder (its config.json is enough) or a hub name. "
+            f"Found {model!r}: {str(error).splitlines()[0]}"
+        ) from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 

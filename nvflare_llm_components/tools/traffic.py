@@ -118,7 +118,7 @@ def _table(run: Path, lines: list[TrafficLine]) -> Table:
         "not finite",
     )
     for name in (*names, "seconds"):
-        table.add_column(name, justify="left" if name in ("site", "direction") else "right")
+        table.add_column(name, justify="left" if name in ("site", "direction") else "right", overflow="fold")
     for line in lines:
         table.add_row(
             line.site,

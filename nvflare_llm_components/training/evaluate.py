@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from transformers import PrinterCallback
 from trl import SFTTrainer
 
 from nvflare_llm_components.training.metrics import perplexity
@@ -50,5 +51,6 @@ def evaluate_model(
             eval_dataset=rows,
             processing_class=load_tokenizer(source),
         )
+        trainer.remove_callback(PrinterCallback)
         loss = float(trainer.evaluate()["eval_loss"])
     return {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
