@@ -7,7 +7,7 @@ Read in this order:
 - :mod:`.int8`       blockwise absmax, one signed byte a weight
 - :mod:`.nf4`        blockwise NormalFloat, half a byte a weight, scales quantized in turn
 - :mod:`.blocks`     what both blockwise codecs share: padding and non-finite values
-- :mod:`.spans`      cache-sized chunks, several at a time
+- :mod:`.chunks`     cache-sized chunks
 - :mod:`.policy`     which parameter travels at which precision
 - :mod:`.wire`       one tensor on the wire: its payload, its entry in the meta, its checks
 - :mod:`.message`    a whole state dict: encode, verify, decode, and what it cost

@@ -1,12 +1,12 @@
 """What the blockwise codecs share: padding, and non-finite values."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
+from nvflare_llm_components.quantization.chunks import chunk_size, chunks
 from nvflare_llm_components.quantization.codec import Encoded
-from nvflare_llm_components.quantization.spans import chunks
 
 MIN_BLOCK_SIZE = 16
 MAX_BLOCK_SIZE = 1024
@@ -31,18 +31,17 @@ def num_blocks(num_weights: int, block_size: int) -> int:
 
 
 class BlockReader:
-    """Reads a span of a tensor chunk by chunk as float32 blocks, non-finite weights taken out and remembered.
+    """Reads a tensor chunk by chunk as float32 blocks, non-finite weights taken out and remembered.
 
     Args:
-        flat: floating-point tensor of one dimension.
-        span: the weights to read; it starts at a chunk.
+        weights: floating-point tensor of any shape.
         block_size: weights in a block.
-        chunk: weights read at a time, whole blocks.
     """
 
-    def __init__(self, flat: torch.Tensor, span: slice, block_size: int, chunk: int) -> None:
-        self._flat, self._span, self._block_size, self._chunk = flat, span, block_size, chunk
-        size = min(chunk, num_blocks(span.stop - span.start, block_size) * block_size)
+    def __init__(self, weights: torch.Tensor, block_size: int) -> None:
+        self._flat = flat = weights.detach().reshape(-1)
+        self._block_size = block_size
+        size = min(chunk_size(flat.device), num_blocks(flat.numel(), block_size) * block_size)
         self._blocks = torch.empty(size, dtype=torch.float32, device=flat.device)
         self._scratch = torch.empty_like(self._blocks)
         self.positions: list[torch.Tensor] = []
@@ -54,7 +53,7 @@ class BlockReader:
 
         Blocks are float32 of shape (blocks, block_size), zero beyond the end, and valid until the next step.
         """
-        for part in chunks(self._span, self._chunk):
+        for part in chunks(self._flat.numel(), self._flat.device):
             count = part.stop - part.start
             padded = num_blocks(count, self._block_size) * self._block_size
             self._blocks[:count].copy_(self._flat[part])
@@ -81,15 +80,13 @@ class BlockReader:
             chunk[positions] = 0.0
 
 
-def finished(payload: torch.Tensor, readers: Sequence[BlockReader]) -> Encoded:
-    """A payload with the non-finite weights of its readers, in order, put in front."""
-    positions = [part for reader in readers for part in reader.positions]
-    values = [part for reader in readers for part in reader.values]
-    if positions:
-        front = torch.cat(positions).view(torch.uint8), torch.cat(values).view(torch.uint8)
+def finished(payload: torch.Tensor, reader: BlockReader) -> Encoded:
+    """A payload with the non-finite weights that its reader met put in front."""
+    if reader.positions:
+        front = torch.cat(reader.positions).view(torch.uint8), torch.cat(reader.values).view(torch.uint8)
         payload = torch.cat([*front, payload])
-    num_nonfinite = sum(part.numel() for part in positions)
-    return Encoded(payload, num_nonfinite, sum(reader.num_saturated for reader in readers))
+    num_nonfinite = sum(part.numel() for part in reader.positions)
+    return Encoded(payload, num_nonfinite, reader.num_saturated)
 
 
 def split_nonfinite(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from nvflare_llm_components.quantization.blocks import view_section
+from nvflare_llm_components.quantization.chunks import STREAMED, chunks
 from nvflare_llm_components.quantization.codec import Encoded
-from nvflare_llm_components.quantization.spans import chunk_size, chunks, in_spans
 
 _NONFINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 _QUIET_NAN_BITS = {torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}
@@ -34,12 +34,8 @@ class CastCodec:
         flat = weights.detach().reshape(-1)
         payload = torch.empty(2 * flat.numel(), dtype=torch.uint8, device=flat.device)
         values = payload.view(self.dtype)
-        chunk = chunk_size(flat.device)
-
-        def encode_span(span: slice) -> int:
-            return sum(self._encode_chunk(flat[part], values[part]) for part in chunks(span, chunk))
-
-        num_saturated = sum(in_spans(flat.numel(), flat.device, chunk, encode_span))
+        parts = chunks(flat.numel(), flat.device, STREAMED)
+        num_saturated = sum(self._encode_chunk(flat[part], values[part]) for part in parts)
         return Encoded(payload, num_saturated=num_saturated)
 
     def decode(
@@ -48,14 +44,7 @@ class CastCodec:
         """See :class:`.codec.Codec`."""
         values = view_section(payload, self.dtype)
         weights = torch.empty(num_weights, dtype=torch.float32, device=payload.device)
-        chunk = chunk_size(payload.device)
-
-        def decode_span(span: slice) -> None:
-            for part in chunks(span, chunk):
-                weights[part].copy_(values[part])
-
-        in_spans(num_weights, payload.device, chunk, decode_span)
-        return weights
+        return weights.copy_(values)
 
     def _encode_chunk(self, source: torch.Tensor, target: torch.Tensor) -> int:
         """Cast `source` into `target`; returns how many weights saturated."""

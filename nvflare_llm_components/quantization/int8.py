@@ -19,8 +19,8 @@ from nvflare_llm_components.quantization.blocks import (
     split_nonfinite,
     view_section,
 )
+from nvflare_llm_components.quantization.chunks import STREAMED, chunks
 from nvflare_llm_components.quantization.codec import Encoded
-from nvflare_llm_components.quantization.spans import chunk_size, chunks, in_spans
 
 _MAX_CODE = 127
 _MIN_SCALE = 2.0**-126  # the smallest normal float32: its reciprocal is finite
@@ -48,20 +48,15 @@ class Int8Codec:
         num_scales = num_blocks(weights.numel(), block_size)
         scales = payload[: 2 * num_scales].view(torch.bfloat16)
         codes = payload[2 * num_scales :].view(torch.int8)
-        flat, chunk = weights.detach().reshape(-1), chunk_size(weights.device, block_size)
-
-        def encode_span(span: slice) -> BlockReader:
-            reader = BlockReader(flat, span, block_size, chunk)
-            for part, blocks, scratch, absmax in reader:
-                scale = _scale_of(absmax)
-                first = part.start // block_size
-                scales[first : first + scale.numel()] = scale
-                torch.mul(blocks, torch.ones_like(scale).div_(scale).unsqueeze(1), out=scratch)
-                scratch.round_().clamp_(-_MAX_CODE, _MAX_CODE)
-                codes[part] = scratch.view(-1)[: part.stop - part.start]
-            return reader
-
-        return finished(payload, in_spans(flat.numel(), flat.device, chunk, encode_span))
+        reader = BlockReader(weights, block_size)
+        for part, blocks, scratch, absmax in reader:
+            scale = _scale_of(absmax)
+            first = part.start // block_size
+            scales[first : first + scale.numel()] = scale
+            torch.mul(blocks, torch.ones_like(scale).div_(scale).unsqueeze(1), out=scratch)
+            scratch.round_().clamp_(-_MAX_CODE, _MAX_CODE)
+            codes[part] = scratch.view(-1)[: part.stop - part.start]
+        return finished(payload, reader)
 
     def decode(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
@@ -73,16 +68,11 @@ class Int8Codec:
         scales = view_section(rest[: 2 * num_scales], torch.bfloat16)
         codes = rest[2 * num_scales :].view(torch.int8)
         weights = torch.empty(num_weights, dtype=torch.float32, device=payload.device)
-        chunk = chunk_size(payload.device, block_size)
-
-        def decode_span(span: slice) -> None:
-            for part in chunks(span, chunk):
-                target = weights[part].copy_(codes[part])
-                first = part.start // block_size
-                scale = scales[first : first + num_blocks(target.numel(), block_size)].float()
-                multiply_blocks(target, scale, block_size)
-
-        in_spans(num_weights, payload.device, chunk, decode_span)
+        for part in chunks(num_weights, payload.device, STREAMED):
+            target = weights[part].copy_(codes[part])
+            first = part.start // block_size
+            scale = scales[first : first + num_blocks(target.numel(), block_size)].float()
+            multiply_blocks(target, scale, block_size)
         put_nonfinite(weights, positions, values)
         return weights
 

@@ -23,8 +23,8 @@ from nvflare_llm_components.quantization.blocks import (
     split_nonfinite,
     view_section,
 )
+from nvflare_llm_components.quantization.chunks import chunks
 from nvflare_llm_components.quantization.codec import Encoded
-from nvflare_llm_components.quantization.spans import chunk_size, chunks, in_spans
 
 LEVELS = (
     -1.0,
@@ -44,7 +44,7 @@ LEVELS = (
     0.7229568362236023,
     1.0,
 )
-BLOCKS_PER_UNIT = 256
+BLOCKS_PER_UNIT = 256  # a chunk holds whole units of every block size, so chunking never changes a byte
 _MAX_CODE = 255
 _GRID = 1024  # a scaled weight is rounded to a multiple of 1 / _GRID, then looked up
 _MIN_UNIT = 2.0**-116  # so that _GRID / scale is finite
@@ -77,24 +77,19 @@ class NF4Codec:
         payload = torch.empty(size, dtype=torch.uint8, device=weights.device)
         units, scale_codes, codes = _sections(payload, weights.numel(), block_size)
         encode_table = _encode_table(weights.device)
-        flat, chunk = weights.detach().reshape(-1), _chunk_size(weights.device, block_size)
-
-        def encode_span(span: slice) -> BlockReader:
-            reader = BlockReader(flat, span, block_size, chunk)
-            for part, blocks, scratch, absmax in reader:
-                unit, scale_code = _scale_codes(absmax)
-                first = part.start // block_size
-                first_unit = first // BLOCKS_PER_UNIT
-                scale_codes[first : first + absmax.numel()] = scale_code
-                units[first_unit : first_unit + unit.numel()] = unit
-                torch.mul(blocks, _grid_over(_scales(unit, scale_code)).unsqueeze(1), out=scratch)
-                scratch.round_().clamp_(-_GRID, _GRID).add_(_GRID)
-                levels = encode_table.index_select(0, scratch.view(-1).to(torch.int32))
-                pairs = slice(part.start // 2, num_blocks(part.stop, 2))
-                codes[pairs] = _pack(levels)[: pairs.stop - pairs.start]
-            return reader
-
-        return finished(payload, in_spans(flat.numel(), flat.device, chunk, encode_span))
+        reader = BlockReader(weights, block_size)
+        for part, blocks, scratch, absmax in reader:
+            unit, scale_code = _scale_codes(absmax)
+            first = part.start // block_size
+            first_unit = first // BLOCKS_PER_UNIT
+            scale_codes[first : first + absmax.numel()] = scale_code
+            units[first_unit : first_unit + unit.numel()] = unit
+            torch.mul(blocks, _grid_over(_scales(unit, scale_code)).unsqueeze(1), out=scratch)
+            scratch.round_().clamp_(-_GRID, _GRID).add_(_GRID)
+            levels = encode_table.index_select(0, scratch.view(-1).to(torch.int32))
+            pairs = slice(part.start // 2, num_blocks(part.stop, 2))
+            codes[pairs] = _pack(levels)[: pairs.stop - pairs.start]
+        return finished(payload, reader)
 
     def decode(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
@@ -106,25 +101,15 @@ class NF4Codec:
         pair_table = _pair_table(payload.device)
         weights = torch.empty(2 * codes.numel(), dtype=torch.float32, device=payload.device)
         pairs = weights.view(torch.float64)  # two float32 moved as one
-        chunk = _chunk_size(payload.device, block_size)
-
-        def decode_span(span: slice) -> None:
-            for part in chunks(span, chunk):
-                half = slice(part.start // 2, num_blocks(part.stop, 2))
-                torch.index_select(pair_table, 0, codes[half].to(torch.int32), out=pairs[half])
-                first, last = part.start // block_size, num_blocks(part.stop, block_size)
-                unit = units[first // BLOCKS_PER_UNIT : num_blocks(last, BLOCKS_PER_UNIT)]
-                multiply_blocks(weights[part], _scales(unit, scale_codes[first:last]), block_size)
-
-        in_spans(num_weights, payload.device, chunk, decode_span)
+        for part in chunks(num_weights, payload.device):
+            half = slice(part.start // 2, num_blocks(part.stop, 2))
+            torch.index_select(pair_table, 0, codes[half].to(torch.int32), out=pairs[half])
+            first, last = part.start // block_size, num_blocks(part.stop, block_size)
+            unit = units[first // BLOCKS_PER_UNIT : num_blocks(last, BLOCKS_PER_UNIT)]
+            multiply_blocks(weights[part], _scales(unit, scale_codes[first:last]), block_size)
         weights = weights[:num_weights]
         put_nonfinite(weights, positions, values)
         return weights
-
-
-def _chunk_size(device: torch.device, block_size: int) -> int:
-    """Chunks are of whole units, so that chunking never changes a byte."""
-    return chunk_size(device, BLOCKS_PER_UNIT * block_size)
 
 
 def _sections(
