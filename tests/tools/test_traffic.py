@@ -33,7 +33,7 @@ def test_each_message_is_counted_once_by_site_round_and_direction(workspace):
 def test_table_and_plot(workspace, capsys):
     plot = show_traffic(workspace, console=Console(width=200))
     out = capsys.readouterr().out
-    assert "24,960 bytes on the wire, 0.2539 of full precision" in out.replace("\n", "")
+    assert "24,960 bytes on the wire, 0.2539 of full precision" in " ".join(out.split())
     assert plot == workspace / "traffic.png"
     assert plot.read_bytes().startswith(b"\x89PNG")
 
