@@ -91,6 +91,17 @@ def executor_args(config: dict[str, Any]) -> dict[str, Any]:
     return args
 
 
+def variables_of(model: Path, data: Path) -> dict[str, str]:
+    """The environment of a simulator: the job's model and data, one thread a process, no GPU, no hub."""
+    return os.environ | {
+        "NVFLARE_LLM_MODEL": str(model),
+        "NVFLARE_LLM_DATA": str(data),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
 def simulate(
     job: Path,
     workspace: Path,
@@ -104,14 +115,7 @@ def simulate(
     timeout_s: float = TIMEOUT_S,
 ) -> Run:
     """Allows our classes in ``workspace`` and runs ``job`` there, as a user would."""
-    variables = os.environ | {
-        "NVFLARE_LLM_MODEL": str(model),
-        "NVFLARE_LLM_DATA": str(data),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    variables |= environment or {}
+    variables = variables_of(model, data) | (environment or {})
     allow = [sys.executable, "-m", "nvflare_llm_components.cli", "allow", str(workspace)]
     allow += [word for entry in also_allow for word in ("--also", entry)]
     subprocess.run(allow, check=True, env=variables, capture_output=True, timeout=60)

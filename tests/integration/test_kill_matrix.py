@@ -13,7 +13,7 @@ import torch
 
 from nvflare_llm_components.checkpoint.record import read_record, verify_files
 from nvflare_llm_components.tools.resume import resume_job
-from tests.integration.simulator import Run, copy_job, simulate
+from tests.integration.simulator import Run, copy_job, simulate, variables_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -62,13 +62,7 @@ STAGES: dict[str, Callable[[Path], bool]] = {
 
 
 def start(job: Path, workspace: Path, model: Path, data: Path) -> subprocess.Popen[bytes]:
-    variables = os.environ | {
-        "NVFLARE_LLM_MODEL": str(model),
-        "NVFLARE_LLM_DATA": str(data),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    variables = variables_of(model, data)
     allow = [sys.executable, "-m", "nvflare_llm_components.cli", "allow", str(workspace)]
     subprocess.run(allow, check=True, env=variables, capture_output=True, timeout=60)
     command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from transformers import LlamaConfig
 
+from benchmarks.random_model import llama_1b_config
 from nvflare_llm_components.quantization.policy import PrecisionPolicy
 from nvflare_llm_components.tools.sizes import message_size, meta_state_dict, show_sizes, stock_sizes
 
@@ -14,20 +14,9 @@ LORA = '{"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]}'
 def llama(tmp_path_factory) -> str:
     """Llama-3.2-1B's config: 1,235,814,400 weights in 146 tensors."""
     folder: Path = tmp_path_factory.mktemp("llama")
-    LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        tie_word_embeddings=True,
-        rms_norm_eps=1e-5,
-        rope_theta=500000,
-        max_position_embeddings=131072,
-        architectures=["LlamaForCausalLM"],
-    ).save_pretrained(folder)
+    config = llama_1b_config()
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
     return str(folder)
 
 
