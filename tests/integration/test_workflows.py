@@ -109,6 +109,8 @@ def test_scaffold_is_refused_with_the_reason(tmp_path: Path, model: Path, data: 
 
     run = run_job("sft", tmp_path, model=model, data=data, server=scaffold)
     assert run.exit_code != 0
-    for site in ["server", SITES[0]]:
-        assert "found Scaffold's control variates" in run.log(site), site
+    reason = "found Scaffold's control variates"
+    assert reason in run.log("server")
+    # The first refusal aborts the job, perhaps before the other site was given its task.
+    assert any(reason in run.log(site) for site in SITES)
     assert not run.model_dir().exists()
