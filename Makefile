@@ -47,9 +47,9 @@ bench-codecs: $(BENCH_INSTALLED)  ## speed and error of the codecs beside bitsan
 bench-convergence: $(INSTALLED)  ## eval loss and bytes by precision, SFT and LoRA, three seeds
 	$(BIN)/python -m benchmarks.convergence
 
-# One thread a process: three processes share the cores, and stock's quantizer needs bitsandbytes.
+# Stock's quantizer needs bitsandbytes.
 bench-round-trip: $(BENCH_INSTALLED)  ## memory and time of two rounds of a 1152 MiB model beside stock FLARE
-	OMP_NUM_THREADS=1 $(BENCH)/python -m benchmarks.round_trip
+	$(BENCH)/python -m benchmarks.round_trip
 
 bench-round-overhead: $(INSTALLED)  ## job time over training time beside stock flare.patch
 	$(BIN)/python -m benchmarks.round_overhead

@@ -2,9 +2,10 @@
 
     python -m benchmarks.round_overhead --mib 347
 
-Job time is from the first task sent to the last model saved, by FLARE's own log, so it includes loading the
-model at the site; pure training is one train() call of the same steps. Ratios travel to other machines,
-seconds do not.
+Job time is from the first task sent to the last model saved, by FLARE's own log, so it includes the start of
+the site's process and loading its model; pure training is one train() call of the same steps. What is left is
+split in what the first round costs more than the others (once), and what these cost beyond their training.
+Ratios travel to other machines, seconds do not.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from typing import Any
 
 from benchmarks.random_model import MIB, config_of_size, save_random_model
 from benchmarks.round_overhead_app.common import sft_settings
-from benchmarks.round_trip import SAVED, wall_s
+from benchmarks.round_trip import SAVED, round_seconds, wall_s
+from benchmarks.round_trip_app.jobs import precision_filters
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +79,7 @@ def pure_seconds(plan: Plan, folder: Path) -> float:
 
 def executor_of(side: str, plan: Plan, folder: Path) -> dict[str, Any]:
     """The client's executor: ours, or FLARE's client API with flare.patch in an external process."""
-    if side == "ours":
+    if side.startswith("ours"):
         return {
             "path": "nvflare_llm_components.executors.HFSFTExecutor",
             "args": {
@@ -102,7 +104,7 @@ def executor_of(side: str, plan: Plan, folder: Path) -> dict[str, Any]:
 
 def persistor_of(side: str, plan: Plan) -> dict[str, Any]:
     """The server's persistor: ours, or FLARE's with the module that it needs."""
-    if side == "ours":
+    if side.startswith("ours"):
         path = "nvflare_llm_components.persistors.SafetensorsModelPersistor"
         return {"path": path, "args": {"model_name_or_path": plan.settings["model"]}}
     return {
@@ -118,22 +120,27 @@ def persistor_of(side: str, plan: Plan) -> dict[str, Any]:
 
 
 def write_job(side: str, plan: Plan, folder: Path) -> Path:
-    """Write one client's FedAvg job."""
+    """Write one client's FedAvg job; the side is "stock", "ours", or with a precision "ours-int8"."""
     job = folder / "job"
     (job / "app" / "config").mkdir(parents=True)
     (job / "app" / "custom").mkdir()
     shutil.copy(STOCK_MODEL, job / "app" / "custom")
     fedavg = "nvflare.app_common.workflows.fedavg.FedAvg"
     workflow = {"path": fedavg, "args": {"num_clients": 1, "num_rounds": plan.num_rounds}}
+    down, restore = precision_filters(*side.split("-")) if "-" in side else ([], [])
     server = {
         "format_version": 2,
         "workflows": [{"id": "fedavg", **workflow}],
         "components": [{"id": "persistor", **persistor_of(side, plan)}],
+        "task_data_filters": down,
+        "task_result_filters": restore,
     }
     client = {
         "format_version": 2,
         "executors": [{"tasks": ["train"], "executor": executor_of(side, plan, folder)}],
         "components": [],
+        "task_data_filters": restore,
+        "task_result_filters": down,
     }
     for name, config in (("server", server), ("client", client)):
         (job / "app" / "config" / f"config_fed_{name}.json").write_text(json.dumps(config))
@@ -143,8 +150,8 @@ def write_job(side: str, plan: Plan, folder: Path) -> Path:
     return job
 
 
-def job_seconds(side: str, plan: Plan, folder: Path, limit_s: float) -> float:
-    """Simulate one job; NaN if it did not complete."""
+def job_log(side: str, plan: Plan, folder: Path, limit_s: float) -> str:
+    """Simulate one job; return the server's log, empty if it did not complete."""
     folder.mkdir()
     job, workspace = write_job(side, plan, folder), folder / "workspace"
     command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
@@ -156,8 +163,16 @@ def job_seconds(side: str, plan: Plan, folder: Path, limit_s: float) -> float:
     log = (workspace / "server" / "log.txt").read_text()
     if log.count(SAVED) != plan.num_rounds:
         print(f"  {side} did not complete; see {folder}", flush=True)
-        return float("nan")
-    return wall_s(log)
+        return ""
+    return log
+
+
+def print_run(side: str, log: str, pure_s: float, num_rounds: int) -> None:
+    """Print one run beside pure training."""
+    seconds, (first, *others) = wall_s(log), round_seconds(log)
+    later = sum(others) / len(others)
+    once, each = first - later, later - pure_s / num_rounds
+    print(f"{side:<11}{seconds:>8.1f}{seconds / pure_s:>9.2f}{once:>8.1f}{each:>13.1f}", flush=True)
 
 
 def main() -> None:
@@ -170,7 +185,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128, help="length of a row")
     parser.add_argument("--checkpoint", default="auto", help="our executor's setting")
-    parser.add_argument("--runs", default="ours,stock")
+    parser.add_argument("--runs", default="ours-fp32,ours-int8,stock")
     parser.add_argument("--limit-s", type=float, default=600, help="of one run")
     parser.add_argument("--keep", action="store_true", help="keep the scratch folder with its logs")
     args = parser.parse_args()
@@ -179,10 +194,11 @@ def main() -> None:
     plan = Plan(settings_file, args.rounds, args.steps, args.checkpoint)
     print(f"model {size / MIB:.0f} MiB fp32, 1 client, {args.rounds} rounds x {args.steps} steps", flush=True)
     pure = pure_seconds(plan, scratch / "pure")
-    print(f"{'run':<8}{'seconds':>10}{'of pure':>10}\n{'pure':<8}{pure:>10.1f}{1:>10.2f}", flush=True)
+    print(f"{'run':<11}{'seconds':>8}{'of pure':>9}{'once':>8}{'every round':>13}")
+    print(f"{'pure':<11}{pure:>8.1f}{1:>9.2f}", flush=True)
     for side in args.runs.split(","):
-        seconds = job_seconds(side, plan, scratch / side, args.limit_s)
-        print(f"{side:<8}{seconds:>10.1f}{seconds / pure:>10.2f}", flush=True)
+        if log := job_log(side, plan, scratch / side, args.limit_s):
+            print_run(side, log, pure, args.rounds)
     if not args.keep:
         shutil.rmtree(scratch)
 

@@ -90,6 +90,14 @@ def wall_s(log: str) -> float:
     return saved[-1] - sent[0] if sent and saved else float("nan")
 
 
+def round_seconds(log: str) -> list[float]:
+    """Seconds of each round, from the end of the one before (of the first: from its task) to its model."""
+    lines = log.splitlines()
+    sent = next(_time(line) for line in lines if SENT in line)
+    saved = [_time(line) for line in lines if SAVED in line]
+    return [end - begin for begin, end in zip([sent, *saved], saved, strict=False)]
+
+
 def sent_bytes(workspace: Path) -> int:
     """Size of one encoded message, by the filters' own ledger; 0 where no filter of ours ran."""
     ledger = workspace / "server" / "simulate_job" / "traffic.jsonl"

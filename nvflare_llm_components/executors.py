@@ -1,14 +1,14 @@
 """The executor: FLARE's tasks on one side, a training session on the other. No mathematics here."""
 
-import math
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvflare.apis.analytix import AnalyticsDataType
-from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.dxo import DXO, DataKind, MetaKey
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
@@ -16,34 +16,36 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
-from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants, ModelName
+from nvflare.app_common.app_constant import AppConstants, ModelName
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
-from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 
-from nvflare_llm_components.memory import give_back, keep_large_buffers_apart
-from nvflare_llm_components.training import weights
-from nvflare_llm_components.training.session import RoundReport, SFTSession
-from nvflare_llm_components.training.settings import TrainingSettings, given
+from nvflare_llm_components.executor_context import (
+    BadRequestError,
+    finite,
+    folders_of,
+    global_model_of,
+    is_simulator,
+)
+from nvflare_llm_components.memory import give_back
 from nvflare_llm_components.training.worker import TrainingStoppedError
+
+if TYPE_CHECKING:
+    from nvflare_llm_components.training.session import RoundReport, SFTSession
+    from nvflare_llm_components.training.settings import TrainingSettings
+    from nvflare_llm_components.training.weights import StateDict
 
 ERROR_HEADER = "nvflare_llm_error"
 """Header of a failed task's reply that says why; whoever receives it may log it."""
-
-_WIRE_MARKER = "nvflare_llm_precision"
-
-
-class BadRequestError(ValueError):
-    """A task carries data that this executor cannot use."""
 
 
 class HFSFTExecutor(Executor):
     """Supervised fine-tuning of a Hugging Face causal language model, continuous over all rounds of a job.
 
-    Model, tokenizer, data and TRL ``SFTTrainer`` are built at the first task and stay inside one ``train()``
-    call; each round loads the global weights in place and goes on. Answers the tasks ``train``, ``validate``,
-    ``submit_model`` and ``get_weights``. Evaluates the incoming global model before each round if
-    ``eval_data`` is given.
+    Model, tokenizer, data and TRL ``SFTTrainer`` are built while the first task is fetched and stay inside
+    one ``train()`` call; each round loads the global weights in place and goes on. Answers the tasks
+    ``train``, ``validate``, ``submit_model`` and ``get_weights``. Evaluates the incoming global model before
+    each round if ``eval_data`` is given.
 
     Args:
         model_name_or_path: Hugging Face folder on the site, or hub name.
@@ -89,16 +91,21 @@ class HFSFTExecutor(Executor):
         self.optimizer_state = optimizer_state
         self.checkpoint = checkpoint
         self._session: SFTSession | None = None
+        self._building: Future[SFTSession] | None = None
         self._engine: Any = None
         # Swarm and cross-site evaluation call from threads of their own.
         self._lock = threading.Lock()
         fobs.register(TensorDecomposer)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """End the training with the job. FLARE swallows what a handler raises, so nothing is built here."""
+        """Begin to build when the job starts, and end the training with it."""
         if event_type == EventType.START_RUN:
             self._engine = fl_ctx.get_engine()
-            keep_large_buffers_apart()
+            self._begin_to_build(fl_ctx)
+        elif event_type == EventType.AFTER_SEND_TASK_RESULT and is_simulator(fl_ctx):
+            # The simulator may end this process next. A site's own process writes while it is idle.
+            if self._session:
+                self._session.settle()
         elif event_type == EventType.END_RUN:
             # An aborted job may be resumed: what it needs for that stays on disk.
             self._close(job_is_over=not fl_ctx.get_prop(FLContextKey.RUN_ABORT_REQUESTED))
@@ -148,7 +155,7 @@ class HFSFTExecutor(Executor):
 
     def _train(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         started = time.monotonic()
-        received, proximal_mu = _global_model(shareable)
+        received, proximal_mu = global_model_of(shareable)
         session = self._prepared(fl_ctx)
         round_number = shareable.get_header(AppConstants.CURRENT_ROUND) or 0
         if received:
@@ -173,13 +180,13 @@ class HFSFTExecutor(Executor):
         metrics = session.evaluate(aborted) if session.has_eval_data else {}
         report = session.train_round(proximal_mu)
         sent = session.snapshot()
-        session.keep(report, metrics, sent, wait=_is_simulator(fl_ctx))
+        session.keep(report, metrics, sent)
         session.record(report, time.monotonic() - started)
         self._log_round(report, metrics, fl_ctx)
         return self._result(sent, received, report, metrics)
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        received, _ = _global_model(shareable)
+        received, _ = global_model_of(shareable)
         session = self._prepared(fl_ctx)
         if not session.has_eval_data:
             raise BadRequestError(
@@ -192,7 +199,7 @@ class HFSFTExecutor(Executor):
             metrics = session.evaluate(lambda: bool(abort_signal.triggered))
         finally:
             session.load(own)
-        return DXO(DataKind.METRICS, data=_finite(metrics)).to_shareable()
+        return DXO(DataKind.METRICS, data=finite(metrics)).to_shareable()
 
     def _submit(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         asked = shareable.get_header(AppConstants.SUBMIT_MODEL_NAME)
@@ -203,29 +210,47 @@ class HFSFTExecutor(Executor):
 
     def _result(
         self,
-        new: weights.StateDict,
+        new: "StateDict",
         received: Mapping[str, Any],
-        report: RoundReport,
+        report: "RoundReport",
         metrics: dict[str, float],
     ) -> Shareable:
+        from nvflare_llm_components.training.weights import difference
+
         is_full = self.params_type == "FULL"
         dxo = DXO(
             DataKind.WEIGHTS if is_full else DataKind.WEIGHT_DIFF,
-            data=new if is_full else weights.difference(new, received),
+            data=new if is_full else difference(new, received),
             meta={
                 MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_examples,
-                MetaKey.INITIAL_METRICS: _finite({**metrics, "train_loss": report.train_loss}),
+                MetaKey.INITIAL_METRICS: finite({**metrics, "train_loss": report.train_loss}),
             },
         )
         return dxo.to_shareable()
 
-    def _prepared(self, fl_ctx: FLContext) -> SFTSession:
-        if self._session is None:
-            run_dir, app_dir = _folders(fl_ctx)
-            self._session = SFTSession(self._settings(app_dir), run_dir, self._stream)
+    def _begin_to_build(self, fl_ctx: FLContext) -> None:
+        """Build in a thread; what it raises is raised by :meth:`_prepared`, and answers the first task."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="nvflare-llm-building")
+        self._building = pool.submit(self._built, *folders_of(fl_ctx))
+        pool.shutdown(wait=False)
+
+    def _built(self, run_dir: Path, app_dir: Path) -> "SFTSession":
+        # Seconds of import, spent while FLARE fetches the first task.
+        from nvflare_llm_components.training.session import SFTSession
+
+        return SFTSession(self._settings(app_dir), run_dir, self._stream)
+
+    def _prepared(self, fl_ctx: FLContext) -> "SFTSession":
+        building, self._building = self._building, None
+        if building:
+            self._session = building.result()
+        elif self._session is None:
+            self._session = self._built(*folders_of(fl_ctx))
         return self._session
 
-    def _settings(self, app_dir: Path) -> TrainingSettings:
+    def _settings(self, app_dir: Path) -> "TrainingSettings":
+        from nvflare_llm_components.training.settings import TrainingSettings, given
+
         model = given("model_name_or_path", self.model_name_or_path)
         local_model = app_dir / model
         return TrainingSettings(
@@ -255,7 +280,7 @@ class HFSFTExecutor(Executor):
         self.log_exception(fl_ctx, reason)
         return make_reply(code, headers={ERROR_HEADER: reason})
 
-    def _log_round(self, report: RoundReport, metrics: dict[str, float], fl_ctx: FLContext) -> None:
+    def _log_round(self, report: "RoundReport", metrics: dict[str, float], fl_ctx: FLContext) -> None:
         seen = f", global model's eval_loss {metrics['eval_loss']:.4f}" if metrics else ""
         self.log_info(
             fl_ctx,
@@ -265,44 +290,11 @@ class HFSFTExecutor(Executor):
         )
 
     def _close(self, job_is_over: bool = False) -> None:
+        building, self._building = self._building, None
+        if building and building.exception() is None:
+            self._session = building.result()
         session, self._session = self._session, None
         if session:
             session.close()
             if job_is_over:
                 session.forget()
-
-
-def _global_model(shareable: Shareable) -> tuple[Mapping[str, Any], float]:
-    """The weights in a task (none where the server has none yet), and FedProx's coefficient (0 for none)."""
-    try:
-        dxo = from_shareable(shareable)
-    except (ValueError, KeyError) as error:
-        raise BadRequestError(f"Task data: expected a DXO of weights, found none: {error}") from error
-    if _WIRE_MARKER in dxo.meta:
-        raise BadRequestError(
-            f"Task data: expected full precision, found a message still encoded ('{_WIRE_MARKER}'). "
-            "PrecisionDequantizeFilter is missing from this client's task_data_filters for this task."
-        )
-    if AlgorithmConstants.SCAFFOLD_CTRL_GLOBAL in dxo.meta:
-        raise BadRequestError(
-            "Task data: found Scaffold's control variates, which this executor does not use. Choose FedAvg."
-        )
-    if dxo.data_kind != DataKind.WEIGHTS and dxo.data:
-        raise BadRequestError(f"Task data: expected data kind WEIGHTS, found {dxo.data_kind}.")
-    return dxo.data, float(dxo.meta.get(AlgorithmConstants.FEDPROX_MU) or 0.0)
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _is_simulator(fl_ctx: FLContext) -> bool:
-    """Whether FLARE may end this process as soon as its task is answered."""
-    return bool(fl_ctx.get_job_id() == SimulatorConstants.JOB_NAME)
-
-
-def _folders(fl_ctx: FLContext) -> tuple[Path, Path]:
-    """The run directory of this job at this site, and the folder of its app."""
-    workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
-    job_id = fl_ctx.get_job_id()
-    return Path(workspace.get_run_dir(job_id)), Path(workspace.get_app_dir(job_id))

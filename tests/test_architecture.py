@@ -24,6 +24,7 @@ HALL = {
     "aggregators",
     "checkpoint",
     "data",
+    "executor_context",
     "executors",
     "filter_context",
     "filters",
@@ -45,7 +46,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "checkpoint": ({"checkpoint"}, {"nvflare", "trl", "datasets", "typer", "matplotlib"}),
     "aggregators": (set(), {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
-    "executors": ({"memory", "training"}, {"trl", "typer", "matplotlib"}),
+    "executor_context": (set(), {"torch", "transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
+    "executors": ({"executor_context", "memory", "training"}, {"trl", "typer", "matplotlib"}),
     "filter_context": ({"quantization"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
     "filters": (
         {"filter_context", "memory", "quantization"},

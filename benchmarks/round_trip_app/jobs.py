@@ -41,10 +41,7 @@ def write_job(folder: Path, run: str, model: Path, num_clients: int, num_rounds:
         "executors": [
             {
                 "tasks": ["train"],
-                "executor": {
-                    "path": "round_trip_parts.AddingExecutor",
-                    "args": {"frees_at_once": side == "ours"},
-                },
+                "executor": {"path": "round_trip_parts.AddingExecutor", "args": {}},
             }
         ],
         "components": [],
@@ -69,6 +66,12 @@ def _persistor(side: str, model: Path) -> dict[str, Any]:
             "allow_numpy_conversion": False,
         },
     }
+
+
+def precision_filters(side: str, precision: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the entries of a configuration that lower the precision, and those that restore it."""
+    down, up = _filters(side, precision)
+    return _at_train(down), _at_train(up)
 
 
 def _filters(side: str, precision: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

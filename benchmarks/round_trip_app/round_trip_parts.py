@@ -2,7 +2,6 @@
 
 import torch
 from nvflare.apis.dxo import DXO, MetaKey, from_shareable
-from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import make_reply
@@ -15,28 +14,20 @@ CHANGE = 1e-3
 class AddingExecutor(Executor):
     """Answers `train` with the incoming weights plus a small change: a round without its training."""
 
-    def __init__(self, frees_at_once: bool = False):
-        """Store the setting: whether it frees memory as our own executor does."""
+    def __init__(self):
+        """Register what sends tensors."""
         super().__init__()
-        self.frees_at_once = frees_at_once
         fobs.register(TensorDecomposer)
 
-    def handle_event(self, event_type, fl_ctx):
-        """Set the allocator up when the run starts."""
-        if event_type == EventType.START_RUN and self.frees_at_once:
-            from nvflare_llm_components.memory import keep_large_buffers_apart
-
-            keep_large_buffers_apart()
-
     def execute(self, task_name, shareable, fl_ctx, abort_signal):
-        """Take the values out of the message one by one: each is freed when its result is there."""
+        """Take the values out of the message one by one: each is this site's own, and changed in place."""
         incoming = from_shareable(shareable)
         shareable.pop("DXO")
         result = {}
         while incoming.data:
             name, value = incoming.data.popitem()
             value = value.materialize() if hasattr(value, "materialize") else torch.as_tensor(value)
-            result[name] = value + CHANGE
+            result[name] = value.add_(CHANGE)
         dxo = DXO(incoming.data_kind, data=result, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1})
         return dxo.update_shareable(make_reply(ReturnCode.OK))
 

@@ -141,21 +141,24 @@ class SFTSession:
             trainer.optimizer.state.clear()
         return self._report(start_step, time.monotonic() - started)
 
-    def keep(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict, wait: bool) -> None:
-        """Write what a new process would need to go on.
+    def keep(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
+        """Write what a new process would need to go on: while the site is idle, or now if ``always``.
 
         Args:
             report: The round just trained.
             metrics: What :meth:`evaluate` found at its start.
             sent: The weights it ended with.
-            wait: Return when it is on disk; otherwise it is written while the site is idle.
         """
         if self._settings.checkpoint == "never" or self._worker is None:
             return
-        if wait or self._settings.checkpoint == "always":
+        if self._settings.checkpoint == "always":
             self._worker.call(lambda: self._write(report, metrics, sent))
         else:
             self._worker.submit(lambda: self._write_quietly(report, metrics, sent))
+
+    def settle(self) -> None:
+        """Wait until what :meth:`keep` was given is on disk."""
+        self._call(bool)
 
     def kept_round(self, round_number: int) -> tuple[RoundReport, Metrics] | None:
         """What a lost process had done for this round and this global model, but may not have sent.

@@ -45,7 +45,9 @@ def one_round(
     metrics = session.evaluate()
     report = session.train_round()
     sent = session.snapshot()
-    session.keep(report, metrics, sent, wait=wait)
+    session.keep(report, metrics, sent)
+    if wait:
+        session.settle()
     return sent
 
 
