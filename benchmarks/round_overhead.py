@@ -130,6 +130,7 @@ def write_job(side: str, plan: Plan, folder: Path) -> Path:
     down, restore = precision_filters(*side.split("-")) if "-" in side else ([], [])
     server = {
         "format_version": 2,
+        "server": {"task_request_interval": 0.5},
         "workflows": [{"id": "fedavg", **workflow}],
         "components": [{"id": "persistor", **persistor_of(side, plan)}],
         "task_data_filters": down,

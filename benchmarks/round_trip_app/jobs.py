@@ -24,6 +24,7 @@ def write_job(folder: Path, run: str, model: Path, num_clients: int, num_rounds:
     down, up = _filters(side, precision)
     server = {
         "format_version": 2,
+        "server": {"task_request_interval": 0.5},
         "workflows": [
             {
                 "id": "fedavg",
