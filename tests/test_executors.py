@@ -264,7 +264,9 @@ def moved(reply: Shareable, start: dict[str, torch.Tensor]) -> float:
 def test_the_servers_fedprox_mu_is_honoured(make, model, fl_ctx):
     start, sgd = weights_of(model), SFT | {"optim": "sgd", "max_grad_norm": 0.0}
     free = make(sft_config=sgd, checkpoint="never").execute("train", task(start), fl_ctx, Signal())
-    pulled = make(sft_config=sgd, checkpoint="never").execute("train", task(start, fedprox_mu=20.0), fl_ctx, Signal())
+    pulled = make(sft_config=sgd, checkpoint="never").execute(
+        "train", task(start, fedprox_mu=20.0), fl_ctx, Signal()
+    )
     assert moved(pulled, start) < 0.95 * moved(free, start)
 
 

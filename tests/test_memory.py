@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +26,15 @@ def test_freed_buffers_go_back_to_the_system():
     del buffers
     give_back()
     assert anonymous_bytes() < before + 5 * size
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE 1"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE 1")])
+def test_torch_is_told_how_to_wait_and_where_to_put_tensors_unless_the_user_has(
+    given: dict[str, str], found: str
+):
+    names = ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    script = f"import os, nvflare_llm_components; print(*(os.environ[name] for name in {names}))"
+    command = [sys.executable, "-c", script]
+    output = subprocess.run(command, env=clean | given, check=True, capture_output=True, text=True).stdout
+    assert output.strip() == found
