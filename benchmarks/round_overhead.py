@@ -5,7 +5,8 @@
 Job time is from the first task sent to the last model saved, by FLARE's own log, so it includes the start of
 the site's process and loading its model; pure training is one train() call of the same steps. What is left is
 split in what the first round costs more than the others (once), and what these cost beyond their training.
-Ratios travel to other machines, seconds do not.
+The run "messages" does not train at all: what FLARE takes to start a site and to carry fp32 messages. Ratios
+travel to other machines, seconds do not.
 """
 
 import argparse
@@ -78,7 +79,9 @@ def pure_seconds(plan: Plan, folder: Path) -> float:
 
 
 def executor_of(side: str, plan: Plan, folder: Path) -> dict[str, Any]:
-    """The client's executor: ours, or FLARE's client API with flare.patch in an external process."""
+    """The client's executor: ours, none that trains, or flare.patch in an external process."""
+    if side == "messages":
+        return {"path": f"{STOCK_MODEL.stem}.AddingExecutor", "args": {}}
     if side.startswith("ours"):
         return {
             "path": "nvflare_llm_components.executors.HFSFTExecutor",
@@ -104,7 +107,7 @@ def executor_of(side: str, plan: Plan, folder: Path) -> dict[str, Any]:
 
 def persistor_of(side: str, plan: Plan) -> dict[str, Any]:
     """The server's persistor: ours, or FLARE's with the module that it needs."""
-    if side.startswith("ours"):
+    if side != "stock":
         path = "nvflare_llm_components.persistors.SafetensorsModelPersistor"
         return {"path": path, "args": {"model_name_or_path": plan.settings["model"]}}
     return {
@@ -120,7 +123,7 @@ def persistor_of(side: str, plan: Plan) -> dict[str, Any]:
 
 
 def write_job(side: str, plan: Plan, folder: Path) -> Path:
-    """Write one client's FedAvg job; the side is "stock", "ours", or with a precision "ours-int8"."""
+    """Write one client's FedAvg job; the side is "stock", "messages", or such as "ours-int8"."""
     job = folder / "job"
     (job / "app" / "config").mkdir(parents=True)
     (job / "app" / "custom").mkdir()
@@ -172,7 +175,8 @@ def print_run(side: str, log: str, pure_s: float, num_rounds: int) -> None:
     """Print one run beside pure training."""
     seconds, (first, *others) = wall_s(log), round_seconds(log)
     later = sum(others) / len(others)
-    once, each = first - later, later - pure_s / num_rounds
+    trained = 0 if side == "messages" else pure_s / num_rounds
+    once, each = first - later, later - trained
     print(f"{side:<11}{seconds:>8.1f}{seconds / pure_s:>9.2f}{once:>8.1f}{each:>13.1f}", flush=True)
 
 
@@ -186,7 +190,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128, help="length of a row")
     parser.add_argument("--checkpoint", default="auto", help="our executor's setting")
-    parser.add_argument("--runs", default="ours-fp32,ours-int8,stock")
+    parser.add_argument("--runs", default="messages,ours-fp32,ours-int8,stock")
     parser.add_argument("--limit-s", type=float, default=600, help="of one run")
     parser.add_argument("--keep", action="store_true", help="keep the scratch folder with its logs")
     args = parser.parse_args()
