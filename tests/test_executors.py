@@ -264,7 +264,9 @@ def moved(reply: Shareable, start: dict[str, torch.Tensor]) -> float:
 def test_the_servers_fedprox_mu_is_honoured(make, model, fl_ctx):
     start, sgd = weights_of(model), SFT | {"optim": "sgd", "max_grad_norm": 0.0}
     free = make(sft_config=sgd, checkpoint="never").execute("train", task(start), fl_ctx, Signal())
-    pulled = make(sft_config=sgd, checkpoint="never").execute("train", task(start, fedprox_mu=20.0), fl_ctx, Signal())
+    pulled = make(sft_config=sgd, checkpoint="never").execute(
+        "train", task(start, fedprox_mu=20.0), fl_ctx, Signal()
+    )
     assert moved(pulled, start) < 0.95 * moved(free, start)
 
 
@@ -283,6 +285,19 @@ def test_the_end_of_the_job_removes_the_training_state(make, model, fl_ctx, tmp_
     assert list((tmp_path / "job" / "trainer_state").glob("step-*"))
     executor.handle_event(EventType.END_RUN, fl_ctx)
     assert not (tmp_path / "job" / "trainer_state").exists()
+
+
+@pytest.mark.parametrize("is_abort", [True, False])
+def test_an_abort_keeps_the_training_state_for_the_run_that_continues(
+    make, model, fl_ctx, tmp_path, is_abort
+):
+    executor = make(checkpoint="always")
+    executor.execute("train", task(weights_of(model)), fl_ctx, Signal())
+    # FLARE's client sets it to False as well: where the job ends while a task is still running.
+    fl_ctx.set_prop(FLContextKey.RUN_ABORT_REQUESTED, is_abort, private=True, sticky=False)
+    executor.handle_event(EventType.END_RUN, fl_ctx)
+    kept = [path.name for path in (tmp_path / "job").glob("trainer_state/*")]
+    assert kept == (["step-3"] if is_abort else [])
 
 
 def test_weights_are_there_before_any_training(make, model, fl_ctx):
