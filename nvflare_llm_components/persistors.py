@@ -122,8 +122,8 @@ class SafetensorsModelPersistor(ModelPersistor):
         """Save the global model as `last`, and give the controller the saved file's tensors for its own.
 
         Raises:
-            CheckpointError: if the model is empty, partial, mis-shaped or not finite, then naming the sites
-                that sent such values; `last` stays as it was.
+            CheckpointError: if the model is empty, partial, mis-shaped or not finite (then naming the sites
+                that sent such values), or the disk is full; `last` stays as it was.
         """
         weights = model[ModelLearnableKey.WEIGHTS]
         record = self._record(fl_ctx, fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
