@@ -16,7 +16,7 @@ DIVERGING, SOUND = SITES
 
 
 def one_step_a_round(config: dict[str, Any]) -> None:
-    executor_args(config).update(local_epochs=None, local_steps=1)
+    executor_args(config).update(local_epochs=None, local_steps=1, checkpoint="always")
 
 
 def diverge_after_the_first_step(config: dict[str, Any]) -> None:
@@ -50,3 +50,5 @@ def test_the_job_fails_with_the_sites_name_and_the_last_good_model_stays(
     assert run.final_round() == 0
     assert all(torch.isfinite(value).all() for value in run.weights().values())
     assert not [path for path in run.model_dir().parent.iterdir() if path.name.startswith(".")]
+    for site in SITES:  # a resumed job goes on with them
+        assert list(run.run_dir(site).glob("trainer_state/step-*")), site
