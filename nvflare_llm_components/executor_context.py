@@ -9,7 +9,7 @@ from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from nvflare.app_common.app_constant import AlgorithmConstants
+from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants
 from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 
 _WIRE_MARKER = "nvflare_llm_precision"
@@ -37,6 +37,15 @@ def global_model_of(shareable: Shareable) -> tuple[Mapping[str, Any], float]:
     if dxo.data_kind != DataKind.WEIGHTS and dxo.data:
         raise BadRequestError(f"Task data: expected data kind WEIGHTS, found {dxo.data_kind}.")
     return dxo.data, float(dxo.meta.get(AlgorithmConstants.FEDPROX_MU) or 0.0)
+
+
+def rounds_left(shareable: Shareable) -> int:
+    """How many rounds the job has after this task's; 0 where the task does not tell."""
+    first, planned, present = (
+        shareable.get_header(name) or 0
+        for name in (AppConstants.START_ROUND, AppConstants.NUM_ROUNDS, AppConstants.CURRENT_ROUND)
+    )
+    return max(first + planned - 1 - present, 0)
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from nvflare_llm_components.executor_context import (
     folders_of,
     global_model_of,
     is_simulator,
+    rounds_left,
 )
 from nvflare_llm_components.memory import give_back
 from nvflare_llm_components.training.worker import TrainingStoppedError
@@ -92,6 +93,7 @@ class HFSFTExecutor(Executor):
         self.checkpoint = checkpoint
         self._session: SFTSession | None = None
         self._building: Future[SFTSession] | None = None
+        self._num_rounds_left = 0
         self._engine: Any = None
         # Swarm and cross-site evaluation call from threads of their own.
         self._lock = threading.Lock()
@@ -107,8 +109,10 @@ class HFSFTExecutor(Executor):
             if self._session:
                 self._session.settle()
         elif event_type == EventType.END_RUN:
-            # An aborted job may be resumed: what it needs for that stays on disk.
-            self._close(job_is_over=not fl_ctx.get_prop(FLContextKey.RUN_ABORT_REQUESTED))
+            # A job that may be resumed keeps what it needs for that on disk. Where it is the server that
+            # failed, FLARE tells its sites of no abort: then rounds are left.
+            was_aborted = fl_ctx.get_prop(FLContextKey.RUN_ABORT_REQUESTED)
+            self._close(job_is_over=not was_aborted and not self._num_rounds_left)
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -158,6 +162,7 @@ class HFSFTExecutor(Executor):
         received, proximal_mu = global_model_of(shareable)
         session = self._prepared(fl_ctx)
         round_number = shareable.get_header(AppConstants.CURRENT_ROUND) or 0
+        self._num_rounds_left = rounds_left(shareable)
         if received:
             session.load(received)
         kept = session.kept_round(round_number)

@@ -1,12 +1,11 @@
 """The server's global model as a folder that Hugging Face opens: FLARE's persistor and model locator."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from nvflare.apis.dxo import DXO, from_shareable
+from nvflare.apis.dxo import DXO
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
@@ -26,21 +25,29 @@ from nvflare.app_common.model_desc import ModelDescriptor
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components.checkpoint.errors import CheckpointError
+from nvflare_llm_components.checkpoint.contributions import NonFiniteResults
+from nvflare_llm_components.checkpoint.errors import CheckpointError, NonFiniteError
 from nvflare_llm_components.checkpoint.global_models import BEST, LAST, GlobalModels, earlier_model
 from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
 from nvflare_llm_components.checkpoint.source import locate
 from nvflare_llm_components.checkpoint.start import Start, start_from
 from nvflare_llm_components.memory import give_back, keep_large_buffers_apart
+from nvflare_llm_components.persistor_context import (
+    KEY_METRIC,
+    WIRE_MARKER,
+    is_server,
+    loss_of,
+    release_result,
+    tensor_of,
+    weights_of,
+)
 
 FOLDER = "global_model"
 SOURCE = "source"
 ALIASES = {"FL_global_model.pt": LAST, "best_FL_global_model.pt": BEST}
 MODEL_FORMAT = "safetensors"
 SERVER_PREFIX = "SRV_"  # what FLARE's evaluations put before the name of a server's model
-KEY_METRIC = "eval_loss"
 ERROR_HEADER = "nvflare_llm_error"  # set by our executor on the reply of a failed task
-WIRE_MARKER = "nvflare_llm_precision"  # the meta key of a message in lower precision
 
 
 class SafetensorsModelPersistor(ModelPersistor):
@@ -89,6 +96,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         self._start: Start | None = None
         self._models: GlobalModels | None = None
         self._losses: dict[str, dict[str, float]] = {}
+        self._non_finite = NonFiniteResults()
         fobs.register(TensorDecomposer)
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
@@ -114,12 +122,18 @@ class SafetensorsModelPersistor(ModelPersistor):
         """Save the global model as `last`, and give the controller the saved file's tensors for its own.
 
         Raises:
-            CheckpointError: if the model is empty, partial, mis-shaped or not finite; `last` stays as it was.
+            CheckpointError: if the model is empty, partial, mis-shaped or not finite (then naming the sites
+                that sent such values), or the disk is full; `last` stays as it was.
         """
         weights = model[ModelLearnableKey.WEIGHTS]
         record = self._record(fl_ctx, fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
         models = self._global_models(fl_ctx)
-        saved = models.save_last({name: _tensor(value) for name, value in weights.items()}, record)
+        try:
+            saved = models.save_last({name: tensor_of(value) for name, value in weights.items()}, record)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} {self._non_finite.sentence(record['round'])}".rstrip()) from None
+        finally:
+            self._non_finite.forget()
         # A controller that keeps NumPy arrays goes on with them.
         weights.update({name: saved[name] for name in weights if isinstance(weights[name], torch.Tensor)})
         self.log_info(fl_ctx, f"Global model of round {record['round']} saved in {models.root}")
@@ -137,7 +151,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
             self._inspect_result(fl_ctx)
         elif event_type == EventType.AFTER_PROCESS_SUBMISSION:
-            _release_result(fl_ctx)
+            release_result(fl_ctx)
 
     def get_model_inventory(self, fl_ctx: FLContext) -> dict[str, ModelDescriptor]:
         """Return what can be had by `get_model`: source, then last and best where they were saved."""
@@ -206,7 +220,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         record = self._record(fl_ctx, evaluated_in - 1)
         record["metrics"] = dict(info.get("best_metrics", {}))
         lower_is_better = info.get("key_metric", {}).get("mode") == "min"
-        tensors = {name: _tensor(value) for name, value in evaluated.items()}
+        tensors = {name: tensor_of(value) for name, value in evaluated.items()}
         if self._global_models(fl_ctx).save_best(tensors, record, lower_is_better):
             self.log_info(fl_ctx, f"Best global model: round {record['round']}, {record['metrics']}")
 
@@ -223,60 +237,33 @@ class SafetensorsModelPersistor(ModelPersistor):
     def _note_validation(self, fl_ctx: FLContext) -> None:
         """Remember a site's loss of one of our models, for the verdict when the run ends."""
         owner = str(fl_ctx.get_prop(AppConstants.MODEL_OWNER))
-        loss = _loss(fl_ctx.get_prop(AppConstants.VALIDATION_RESULT))
+        loss = loss_of(fl_ctx.get_prop(AppConstants.VALIDATION_RESULT))
         if owner.startswith(SERVER_PREFIX) and loss is not None:
             site = str(fl_ctx.get_prop(AppConstants.DATA_CLIENT))
             self._losses.setdefault(owner.removeprefix(SERVER_PREFIX), {})[site] = loss
 
     def _inspect_result(self, fl_ctx: FLContext) -> None:
-        """Log why a site failed, and end the job where a result is still encoded: its average is noise."""
+        """Log why a site failed, note what isn't finite, and end the job where a result is still encoded."""
         result = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
         if not isinstance(result, Shareable):
             return
         if reason := result.get_header(ERROR_HEADER):
             self.log_error(fl_ctx, str(reason))
-        elif _is_encoded(result):
+        elif dxo := weights_of(result):
             site = fl_ctx.get_peer_context().get_identity_name()
-            task = fl_ctx.get_prop(FLContextKey.TASK_NAME)
-            self.system_panic(
-                f"Result of task '{task}' from site '{site}': expected full precision, found it still "
-                "encoded. PrecisionDequantizeFilter is missing from the server's task_result_filters for "
-                "this task.",
-                fl_ctx,
-            )
+            if dxo.get_meta_prop(WIRE_MARKER) is not None:
+                self._end_for_encoded(site, fl_ctx)
+            elif is_server(fl_ctx):
+                self._non_finite.note(site, result.get_header(AppConstants.CURRENT_ROUND), dxo.data)
 
-
-def _tensor(value: Any) -> torch.Tensor:
-    """Return what a state dict holds as a tensor: it may be NumPy's, or still encoded."""
-    tensor: torch.Tensor = torch.as_tensor(value.materialize() if hasattr(value, "materialize") else value)
-    return tensor
-
-
-def _loss(result: Any) -> float | None:
-    try:
-        loss = from_shareable(result).data.get(KEY_METRIC)
-    except (ValueError, AttributeError):  # a failed task, or no metrics
-        return None
-    return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None
-
-
-def _release_result(fl_ctx: FLContext) -> None:
-    """Let go of a site's result that was aggregated: controllers keep the context of the last one."""
-    for context, key in (
-        (fl_ctx, FLContextKey.TASK_RESULT),
-        (fl_ctx.get_peer_context(), FLContextKey.SHAREABLE),
-    ):
-        detail = context.get_prop_detail(key) if context else None
-        if detail:
-            context.set_prop(key, None, private=detail["private"], sticky=detail["sticky"])
-    give_back()
-
-
-def _is_encoded(result: Shareable) -> bool:
-    try:
-        return from_shareable(result).get_meta_prop(WIRE_MARKER) is not None
-    except ValueError:  # no model in it
-        return False
+    def _end_for_encoded(self, site: str, fl_ctx: FLContext) -> None:
+        """End the job: an average of encoded results is noise."""
+        self.system_panic(
+            f"Result of task '{fl_ctx.get_prop(FLContextKey.TASK_NAME)}' from site '{site}': expected full "
+            "precision, found it still encoded. PrecisionDequantizeFilter is missing from the server's "
+            "task_result_filters for this task.",
+            fl_ctx,
+        )
 
 
 class SafetensorsModelLocator(ModelLocator):

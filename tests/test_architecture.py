@@ -29,6 +29,7 @@ HALL = {
     "filter_context",
     "filters",
     "memory",
+    "persistor_context",
     "persistors",
     "quantization",
     "server_model",
@@ -54,8 +55,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
     ),
     "memory": (set(), THIRD_PARTY),
+    "persistor_context": ({"memory"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
     "persistors": (
-        {"checkpoint", "memory"},
+        {"checkpoint", "memory", "persistor_context"},
         {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
     ),
     "server_model": ({"checkpoint"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),

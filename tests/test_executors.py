@@ -25,6 +25,8 @@ from tests.tiny import save_tiny_model, write_rows
 SFT = {"per_device_train_batch_size": 4, "logging_steps": 1, "max_length": 64, "learning_rate": 1e-2}
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
 NUM_ROWS = 10
+NUM_ROUNDS = 2
+LAST_ROUND = NUM_ROUNDS - 1
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +79,7 @@ def weights_of(model: Path) -> dict[str, torch.Tensor]:
 def task(data: dict[str, Any], round_number: int = 0, **meta: Any) -> Shareable:
     shareable = DXO(DataKind.WEIGHTS, data=data, meta=meta).to_shareable()
     shareable.set_header(AppConstants.CURRENT_ROUND, round_number)
-    shareable.set_header(AppConstants.NUM_ROUNDS, 2)
+    shareable.set_header(AppConstants.NUM_ROUNDS, NUM_ROUNDS)
     return shareable
 
 
@@ -107,7 +109,7 @@ def test_train_keeps_the_message_but_drops_its_weights(make, model, fl_ctx):
     shareable = task(shared)
     result(make().execute("train", shareable, fl_ctx, Signal()))
     assert "DXO" not in shareable
-    assert shareable.get_header(AppConstants.NUM_ROUNDS) == 2
+    assert shareable.get_header(AppConstants.NUM_ROUNDS) == NUM_ROUNDS
     assert torch.equal(shared["model.norm.weight"], weights_of(model)["model.norm.weight"])
 
 
@@ -281,10 +283,33 @@ def test_a_restarted_executor_sends_its_round_again(make, model, fl_ctx):
 
 def test_the_end_of_the_job_removes_the_training_state(make, model, fl_ctx, tmp_path):
     executor = make(checkpoint="always")
-    executor.execute("train", task(weights_of(model)), fl_ctx, Signal())
+    executor.execute("train", task(weights_of(model), LAST_ROUND), fl_ctx, Signal())
     assert list((tmp_path / "job" / "trainer_state").glob("step-*"))
     executor.handle_event(EventType.END_RUN, fl_ctx)
     assert not (tmp_path / "job" / "trainer_state").exists()
+
+
+def test_a_job_that_ends_before_its_last_round_keeps_the_training_state(make, model, fl_ctx, tmp_path):
+    """As where the server failed: FLARE then asks its sites to end the run, as at any other end."""
+    executor = make(checkpoint="always")
+    resumed = task(weights_of(model), 3)  # of two rounds that begin with this one
+    resumed.set_header(AppConstants.START_ROUND, 3)
+    executor.execute("train", resumed, fl_ctx, Signal())
+    executor.handle_event(EventType.END_RUN, fl_ctx)
+    assert list((tmp_path / "job" / "trainer_state").glob("step-*"))
+
+
+@pytest.mark.parametrize("is_abort", [True, False])
+def test_an_abort_keeps_the_training_state_for_the_run_that_continues(
+    make, model, fl_ctx, tmp_path, is_abort
+):
+    executor = make(checkpoint="always")
+    executor.execute("train", task(weights_of(model), LAST_ROUND), fl_ctx, Signal())
+    # FLARE's client sets it to False as well: where the job ends while a task is still running.
+    fl_ctx.set_prop(FLContextKey.RUN_ABORT_REQUESTED, is_abort, private=True, sticky=False)
+    executor.handle_event(EventType.END_RUN, fl_ctx)
+    kept = [path.name for path in (tmp_path / "job").glob("trainer_state/*")]
+    assert kept == (["step-3"] if is_abort else [])
 
 
 def test_weights_are_there_before_any_training(make, model, fl_ctx):

@@ -1,5 +1,6 @@
 """What FLARE's own aggregation makes of dequantized results, in memory and offloaded to disk."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_waiting_results_cost_their_quantized_size():
     assert isinstance(waiting, LazyTensor)
     assert waiting._value is dxo.data["w"]
     assert dxo.data["w"].numel() < 256 * 256 * 0.52
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("precision", ["fp32", *PRECISIONS])
+def test_a_waiting_result_knows_that_it_is_not_finite(precision, bad, monkeypatch):
+    good, broken = torch.full((40, 40), 1e6), torch.full((40, 40), 1e6)
+    broken[3, 4] = bad
+    monkeypatch.setattr(LazyTensor, "materialize", None)  # nothing is decoded for it
+    found = [arrived(result(weights, precision))["w"].has_nonfinite for weights in (good, broken)]
+    assert found == [False, True]
 
 
 def offloaded(dxo: DXO, folder: Path) -> DXO:

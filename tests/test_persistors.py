@@ -8,7 +8,7 @@ import pytest
 import torch
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+from nvflare.apis.fl_constant import FLContextKey, ProcessType, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.model import make_model_learnable
@@ -172,6 +172,49 @@ def test_an_unsound_aggregate_is_refused_and_the_last_good_one_stays(
         persistor.save(make_model_learnable(broken(source, change), {}), fl_ctx)
     saved, good = map_weights(last(tmp_path)), shifted(source, 0.5)
     assert all(torch.equal(saved[name], value) for name, value in good.items())
+
+
+def received(
+    persistor, fl_ctx: FLContext, site: str, weights: dict[str, object], round_number: int = 1
+) -> None:
+    """What FLARE's server does with a result before the controller sees it."""
+    result = DXO(DataKind.WEIGHTS, data=weights).to_shareable()
+    result.set_header("current_round", 1)
+    peer = FLContext()
+    peer.set_prop(ReservedKey.IDENTITY_NAME, site)
+    fl_ctx.set_peer_context(peer)
+    fl_ctx.set_prop(FLContextKey.PROCESS_TYPE, ProcessType.SERVER_JOB, private=True, sticky=True)
+    fl_ctx.set_prop(FLContextKey.TASK_RESULT, result, private=True, sticky=False)
+    persistor.handle_event(EventType.AFTER_TASK_RESULT_FILTER, fl_ctx)
+
+
+class NonFinite(Encoded):
+    has_nonfinite = True
+
+    def materialize(self) -> torch.Tensor:
+        raise AssertionError("a result is not decoded to be looked at")
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_the_site_that_sent_what_is_not_finite_is_named(persistor, fl_ctx, source: Path, encoded: bool):
+    norm = "model.norm.weight"
+    bad = broken(source, lambda w: w[norm].fill_(float("inf")))
+    received(persistor, fl_ctx, "alpaca", dict(shifted(source, 0.5)))
+    received(persistor, fl_ctx, "dolly", {**bad, norm: NonFinite(bad[norm])} if encoded else dict(bad))
+    with pytest.raises(
+        CheckpointError, match=rf"32 values.* Site 'dolly' sent NaN or Inf in {norm}\.$"
+    ) as caught:
+        persistor.save(make_model_learnable(bad, {}), fl_ctx)
+    assert "alpaca" not in str(caught.value)
+
+
+def test_a_site_is_blamed_for_one_save_only(persistor, fl_ctx, source: Path):
+    bad = broken(source, lambda w: w["model.norm.weight"].fill_(float("nan")))
+    received(persistor, fl_ctx, "dolly", dict(bad))
+    persistor.save(make_model_learnable(shifted(source, 0.5), {}), fl_ctx)
+    with pytest.raises(CheckpointError, match="NaN or Inf") as caught:
+        persistor.save(make_model_learnable(bad, {}), fl_ctx)
+    assert "dolly" not in str(caught.value)
 
 
 def test_best_is_the_model_that_was_evaluated(persistor, fl_ctx, source: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,14 @@ class GlobalModels:
             record: round, job_id, metrics, parents.
 
         Raises:
-            CheckpointError: if the model is empty, partial, mis-shaped or not finite; nothing is touched.
+            CheckpointError: if the model is empty, partial, mis-shaped or not finite, or the disk is full;
+                what was saved before stays as it was.
         """
         refuse_unsound(weights, self._shapes, _title(record))
         exact = all(stored_dtype(value, self._dtype) == value.dtype for value in weights.values())
         if not exact:
-            save_snapshot(self.root / MASTER, weights, self._companions, record, self._max_shard_size)
-        self._write(LAST, weights, record)
+            self._write(MASTER, weights, record, None)
+        self._write(LAST, weights, record, self._dtype)
         if self._every and (record["round"] + 1) % self._every == 0:
             link_snapshot(self.root / LAST, self.root / f"round_{record['round']}", {})
         self._handed_out = map_weights(self.root / (LAST if exact else MASTER))
@@ -101,7 +103,7 @@ class GlobalModels:
         if self._handed_out and all(weights.get(name) is value for name, value in self._handed_out.items()):
             link_snapshot(self.root / LAST, self.root / BEST, {"metrics": record["metrics"]})
         else:
-            self._write(BEST, weights, record)
+            self._write(BEST, weights, record, self._dtype)
         return True
 
     def judge_last(self, metric: str, losses: Mapping[str, Mapping[str, float]]) -> str:
@@ -156,8 +158,27 @@ class GlobalModels:
         best = read_record(self.root / BEST).get("metrics", {}).get(metric)
         return best is not None and not (value < best if lower_is_better else value > best)
 
-    def _write(self, name: str, weights: dict[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-        save_snapshot(self.root / name, weights, self._companions, record, self._max_shard_size, self._dtype)
+    def _write(
+        self,
+        name: str,
+        weights: dict[str, torch.Tensor],
+        record: Mapping[str, Any],
+        dtype: torch.dtype | None,
+    ) -> None:
+        folder = self.root / name
+        try:
+            save_snapshot(folder, weights, self._companions, record, self._max_shard_size, dtype)
+        except OSError as error:
+            size = sum(value.numel() * stored_dtype(value, dtype).itemsize for value in weights.values())
+            raise CheckpointError(
+                f"{_title(record)} could not be saved as {folder}: {error}. It takes {_mb(size)}, and "
+                f"{_mb(shutil.disk_usage(self.root).free)} are free. The models saved before it are whole: "
+                "make room, then continue the job from them (nvflare-llm resume)."
+            ) from error
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"
 
 
 def _title(record: Mapping[str, Any]) -> str:

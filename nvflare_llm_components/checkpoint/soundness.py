@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from nvflare_llm_components.checkpoint.errors import CheckpointError
+from nvflare_llm_components.checkpoint.errors import CheckpointError, NonFiniteError
 from nvflare_llm_components.checkpoint.expected import complain
 
 
@@ -19,7 +19,7 @@ def refuse_unsound(
         what: what the error calls the state dict.
 
     Raises:
-        CheckpointError: naming the tensors.
+        CheckpointError: naming the tensors; a `NonFiniteError` for NaN and Inf.
     """
     if not tensors:
         raise CheckpointError(
@@ -27,20 +27,22 @@ def refuse_unsound(
             "see the errors above this one in the log."
         )
     complain(tensors, shapes, what)
-    faults = [fault for fault in (_non_finite(name, value) for name, value in tensors.items()) if fault]
+    counts = {name: count_nonfinite(value) for name, value in tensors.items()}
+    faults = [f"{name}: {count} of {tensors[name].numel()} values" for name, count in counts.items() if count]
     if faults:
-        raise CheckpointError(
+        raise NonFiniteError(
             f"{what}: expected finite values, found NaN or Inf in {len(faults)} of {len(tensors)} tensors "
             f"({', '.join(faults[:3])}{', ...' if len(faults) > 3 else ''}). "
             "Lower the learning rate, or send in bf16 instead of fp16."
         )
 
 
-def _non_finite(name: str, value: torch.Tensor) -> str:
+def count_nonfinite(value: torch.Tensor) -> int:
+    """Count NaN and infinite values."""
     if not value.is_floating_point() or value.numel() == 0:
-        return ""
+        return 0
     # One pass without a temporary the size of the tensor; both ends of a range with a NaN are NaN.
     low, high = torch.aminmax(value)
     if torch.isfinite(low) and torch.isfinite(high):
-        return ""
-    return f"{name}: {int((~torch.isfinite(value)).sum())} of {value.numel()} values"
+        return 0
+    return int((~torch.isfinite(value)).sum())

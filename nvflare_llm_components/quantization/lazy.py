@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from nvflare_llm_components.quantization.arrays import as_tensor, materialized
-from nvflare_llm_components.quantization.wire import Entry, to_numpy, unpack
+from nvflare_llm_components.quantization.wire import Entry, has_nonfinite, to_numpy, unpack
 
 
 class LazyTensor:
@@ -31,6 +31,13 @@ class LazyTensor:
         payload = as_tensor(materialized(self._value))
         assert payload is not None, "was checked"
         return restored(unpack(payload, self._entry), self._restore_dtype)
+
+    @property
+    def has_nonfinite(self) -> bool:
+        """Whether any weight is NaN or infinite; nothing is decoded."""
+        payload = as_tensor(materialized(self._value))
+        assert payload is not None, "was checked"
+        return has_nonfinite(payload, self._entry)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self._entry["shape"]))

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from nvflare_llm_components.quantization.arrays import as_tensor
-from nvflare_llm_components.quantization.blocks import check_block_size, split_nonfinite
+from nvflare_llm_components.quantization.blocks import check_block_size, split_nonfinite, view_section
+from nvflare_llm_components.quantization.cast import CastCodec
 from nvflare_llm_components.quantization.codec import Codec, Encoded
 from nvflare_llm_components.quantization.policy import CODECS
 
@@ -110,6 +111,18 @@ def unpack(payload: torch.Tensor, entry: Entry) -> torch.Tensor:
     codec = CODECS[entry["codec"]]
     flat = codec.decode(payload, math.prod(shape), entry["block_size"], entry["num_nonfinite"])
     return flat.view(shape)
+
+
+def has_nonfinite(payload: torch.Tensor, entry: Entry) -> bool:
+    """Whether a checked payload holds NaN or infinite weights; nothing is decoded."""
+    codec = None if entry["codec"] == RAW else CODECS[entry["codec"]]
+    if codec is not None and not isinstance(codec, CastCodec):
+        return bool(entry["num_nonfinite"])
+    values = payload if codec is None else view_section(payload, codec.dtype)
+    if not values.is_floating_point() or values.numel() == 0:
+        return False
+    # One pass without a temporary the size of the tensor; both ends of a range with a NaN are NaN.
+    return not bool(torch.stack(torch.aminmax(values)).isfinite().all())
 
 
 def num_wire_bytes(entry: Entry) -> int:

@@ -1,26 +1,29 @@
-"""Kills a simulated job at each stage of a round, continues it, and compares with a run left alone."""
+"""Kills processes of a simulated job at the stages of a round, continues it, compares with one left alone."""
 
-import os
-import signal
+import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from nvflare_llm_components.checkpoint.record import read_record, verify_files
 from nvflare_llm_components.tools.resume import resume_job
-from tests.integration.simulator import Run, copy_job, simulate, variables_of
+from tests.integration.simulator import SITES, Run, copy_job, executor_args, simulate, variables_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-SITE = ["dolly"]
+SITE = SITES[:1]
 ROUNDS = 3
 KILLED_ROUND = 1
 STAGE_TIMEOUT_S = 180
+DEATH_TIMEOUT_S = 60
+WORKER = "nvflare.private.fed.app.simulator.simulator_worker"
 
 
 def log_of(workspace: Path, site: str) -> str:
@@ -32,42 +35,67 @@ def last(workspace: Path) -> Path:
     return workspace / "server/simulate_job/global_model/last"
 
 
-def in_training(workspace: Path) -> bool:
+def saved_round(workspace: Path) -> int:
+    return int(read_record(last(workspace)).get("round", -1)) if last(workspace).exists() else -1
+
+
+def in_first_round(workspace: Path) -> bool:
+    return "Round 0 started" in log_of(workspace, "server")
+
+
+def before_training(workspace: Path) -> bool:
     return f"Round {KILLED_ROUND} started" in log_of(workspace, "server")
 
 
-def trained_before_save(workspace: Path) -> bool:
-    return log_of(workspace, "server").count("Aggregated 1/1 results") > KILLED_ROUND
+def in_training(workspace: Path) -> bool:
+    """A site has evaluated the round's model, which it does before it trains."""
+    metrics = workspace / SITE[0] / "simulate_job/metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+    return any(json.loads(line)["round"] == KILLED_ROUND for line in lines if line.endswith("\n"))
+
+
+def one_result_is_in(workspace: Path) -> bool:
+    return log_of(workspace, "server").count("Aggregated 1/2 results") > KILLED_ROUND
+
+
+def before_save(workspace: Path) -> bool:
+    return len(re.findall(r"Aggregated (\d)/\1 results", log_of(workspace, "server"))) > KILLED_ROUND
 
 
 def in_save(workspace: Path) -> bool:
-    return saved(workspace) and any(last(workspace).parent.glob(".last.writing/*"))
-
-
-def saved(workspace: Path) -> bool:
-    return last(workspace).exists() and read_record(last(workspace)).get("round", -1) >= KILLED_ROUND - 1
+    return saved_round(workspace) == KILLED_ROUND - 1 and any(last(workspace).parent.glob(".last.writing/*"))
 
 
 def after_save(workspace: Path) -> bool:
-    return last(workspace).exists() and read_record(last(workspace)).get("round", -1) >= KILLED_ROUND
+    return saved_round(workspace) >= KILLED_ROUND
 
 
-STAGES: dict[str, Callable[[Path], bool]] = {
-    "in the first round": lambda workspace: "Round 0 started" in log_of(workspace, "server"),
-    "before a round's training": in_training,
-    "before a save": trained_before_save,
-    "during a save": in_save,
-    "after a save": after_save,
-}
+def all_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The simulator, its server, and its clients, which have process groups of their own."""
+    simulator = psutil.Process(process.pid)
+    return [simulator, *simulator.children(recursive=True)]
 
 
-def start(job: Path, workspace: Path, model: Path, data: Path) -> subprocess.Popen[bytes]:
+def clients_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return [child for child in all_of(process) if WORKER in child.cmdline()]
+
+
+def server_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The process that the clients are children of."""
+    return [parent for client in clients_of(process)[:1] if (parent := client.parent())]
+
+
+def client_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return [client for client in clients_of(process) if SITE[0] in client.cmdline()]
+
+
+def start(job: Path, workspace: Path, sites: list[str], model: Path, data: Path) -> subprocess.Popen[bytes]:
     variables = variables_of(model, data)
     allow = [sys.executable, "-m", "nvflare_llm_components.cli", "allow", str(workspace)]
     subprocess.run(allow, check=True, env=variables, capture_output=True, timeout=60)
     command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
     return subprocess.Popen(
-        [*command, "-c", ",".join(SITE), "-t", str(len(SITE))],
+        [*command, "-c", ",".join(sites), "-t", str(len(sites))],
         env=variables,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -75,52 +103,106 @@ def start(job: Path, workspace: Path, model: Path, data: Path) -> subprocess.Pop
     )
 
 
-def kill_at(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
-    """Kill server and clients at once, the moment a stage is reached."""
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        if process.is_running():  # an id that was given to another process meanwhile is left alone
+            process.kill()
+
+
+def kill_at(
+    process: subprocess.Popen[bytes],
+    reached: Callable[[], bool],
+    victims: Callable[[subprocess.Popen[bytes]], list[psutil.Process]],
+) -> None:
+    """Kill -9 the moment a stage is reached, and return when the others are dead as well, of themselves."""
     deadline = time.monotonic() + STAGE_TIMEOUT_S
+    family: list[psutil.Process] = []
     try:
         while not reached():
             assert process.poll() is None, "the job ended before the stage was reached"
             assert time.monotonic() < deadline, "the stage was not reached"
             time.sleep(0.002)
+        chosen, family = victims(process), all_of(process)
+        kill(chosen)
+        assert chosen, "there was no such process"
+        _, alive = psutil.wait_procs(family, timeout=DEATH_TIMEOUT_S)
+        assert not alive, "the simulator goes on without them"
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(family or all_of(process))
         process.wait()
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = {"num_clients": len(SITE), "num_rounds": ROUNDS}
-    return copy_job("sft", tmp_path_factory.mktemp("job") / "sft", server=settings, client=never_lose_state)
 
 
 def never_lose_state(config: dict[str, object]) -> None:
     """Shuffled data, momentum and a decaying rate: all of it must continue where it stopped."""
-    executors = config["executors"]
-    assert isinstance(executors, list)
-    args = executors[0]["executor"]["args"]
-    args["checkpoint"] = "always"
-    args["sft_config"]["lr_scheduler_type"] = "cosine"
+    executor_args(config)["checkpoint"] = "always"
+    executor_args(config)["sft_config"]["lr_scheduler_type"] = "cosine"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(job: Path, model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return simulate(job, tmp_path_factory.mktemp("undisturbed") / "ws", sites=SITE, model=model, data=data)
+def job_of(name: str, sites: list[str], folder: Path) -> Path:
+    settings = {"num_clients": len(sites), "num_rounds": ROUNDS}
+    return copy_job(name, folder / name, server=settings, client=never_lose_state)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_run_continues_to_the_same_weights(
-    stage: str, job: Path, model: Path, data: Path, undisturbed: Run, tmp_path: Path
-):
-    dead = tmp_path / "dead"
-    kill_at(start(job, dead, model, data), lambda: STAGES[stage](dead))
+def continued(dead: Path, sites: list[str], model: Path, data: Path, folder: Path) -> Run:
+    """The run that goes on from a dead one, as a user would start it."""
     if last(dead).exists():
         verify_files(last(dead))
-    print(resume_job(dead / "server/simulate_job", tmp_path / "job"))
-    resumed = simulate(tmp_path / "job", tmp_path / "resumed", sites=SITE, model=model, data=data)
+    print(resume_job(dead / "server/simulate_job", folder / "job"))
+    return simulate(folder / "job", folder / "resumed", sites=sites, model=model, data=data)
+
+
+def assert_same(resumed: Run, undisturbed: Run) -> None:
     assert resumed.exit_code == 0, resumed.output[-4000:]
     assert resumed.final_round() == ROUNDS - 1
     for name in ("last", "best"):
         expected, found = undisturbed.weights(name), resumed.weights(name)
         assert expected.keys() == found.keys()
-        assert all(torch.equal(found[key], value) for key, value in expected.items()), f"{stage}: {name}"
+        assert all(torch.equal(found[key], value) for key, value in expected.items()), name
+
+
+@pytest.fixture(scope="module")
+def one_site(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -> tuple[Path, Run]:
+    """A job of one site, and its run left alone."""
+    folder = tmp_path_factory.mktemp("one_site")
+    job = job_of("sft", SITE, folder)
+    return job, simulate(job, folder / "ws", sites=SITE, model=model, data=data)
+
+
+@pytest.fixture(scope="module")
+def two_sites(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -> tuple[Path, Run]:
+    """A job of two sites whose average has an order, and its run left alone."""
+    folder = tmp_path_factory.mktemp("two_sites")
+    job = job_of("sft_exact", SITES, folder)
+    return job, simulate(job, folder / "ws", sites=SITES, model=model, data=data)
+
+
+@pytest.mark.parametrize(
+    ("victims", "stage"),
+    [
+        (all_of, in_first_round),
+        (all_of, before_training),
+        (all_of, before_save),
+        (all_of, in_save),
+        (all_of, after_save),
+        (server_of, in_training),
+        (server_of, in_save),
+        (client_of, in_training),
+    ],
+)
+def test_a_killed_run_continues_to_the_same_weights(
+    victims, stage, one_site: tuple[Path, Run], model: Path, data: Path, tmp_path: Path
+):
+    job, undisturbed = one_site
+    dead = tmp_path / "dead"
+    kill_at(start(job, dead, SITE, model, data), lambda: stage(dead), victims)
+    assert_same(continued(dead, SITE, model, data, tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("stage", [one_result_is_in, in_save])
+def test_two_sites_continue_to_the_same_weights(
+    stage, two_sites: tuple[Path, Run], model: Path, data: Path, tmp_path: Path
+):
+    job, undisturbed = two_sites
+    dead = tmp_path / "dead"
+    kill_at(start(job, dead, SITES, model, data), lambda: stage(dead), all_of)
+    assert_same(continued(dead, SITES, model, data, tmp_path), undisturbed)
