@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from nvflare.app_common.app_constant import AppConstants, ModelName
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
+from nvflare_llm_components import background
 from nvflare_llm_components.executor_context import (
     BadRequestError,
     finite,
@@ -101,11 +103,10 @@ class HFSFTExecutor(Executor):
         """Begin to build when the job starts, and end the training with it."""
         if event_type == EventType.START_RUN:
             self._engine = fl_ctx.get_engine()
-            self._begin_to_build(fl_ctx)
+            # A failure answers the first task.
+            self._building = background.begin(partial(self._built, *folders_of(fl_ctx)))
         elif event_type == EventType.AFTER_SEND_TASK_RESULT and is_simulator(fl_ctx):
-            # The simulator may end this process next. A site's own process writes while it is idle.
-            if self._session:
-                self._session.settle()
+            self._settle(fl_ctx)
         elif event_type == EventType.END_RUN:
             # An aborted job may be resumed: what it needs for that stays on disk.
             self._close(job_is_over=not fl_ctx.get_prop(FLContextKey.RUN_ABORT_REQUESTED))
@@ -228,12 +229,6 @@ class HFSFTExecutor(Executor):
         )
         return dxo.to_shareable()
 
-    def _begin_to_build(self, fl_ctx: FLContext) -> None:
-        """Build in a thread; what it raises is raised by :meth:`_prepared`, and answers the first task."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="nvflare-llm-building")
-        self._building = pool.submit(self._built, *folders_of(fl_ctx))
-        pool.shutdown(wait=False)
-
     def _built(self, run_dir: Path, app_dir: Path) -> "SFTSession":
         # Seconds of import, spent while FLARE fetches the first task.
         from nvflare_llm_components.training.session import SFTSession
@@ -247,6 +242,14 @@ class HFSFTExecutor(Executor):
         elif self._session is None:
             self._session = self._built(*folders_of(fl_ctx))
         return self._session
+
+    def _settle(self, fl_ctx: FLContext) -> None:
+        """The simulator may end this process next. A site's own process writes while it is idle."""
+        # Swarm sends other results while this executor trains in a thread: there is nothing to wait for.
+        if fl_ctx.get_prop(FLContextKey.TASK_NAME) == AppConstants.TASK_TRAIN:
+            with self._lock:
+                if self._session:
+                    self._session.settle()
 
     def _settings(self, app_dir: Path) -> "TrainingSettings":
         from nvflare_llm_components.training.settings import TrainingSettings, given

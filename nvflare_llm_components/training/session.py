@@ -233,7 +233,7 @@ class SFTSession:
     def _write_quietly(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
         try:
             self._write(report, metrics, sent)
-        except OSError:
+        except Exception:  # a full disk is a RuntimeError to torch, a SafetensorError to safetensors
             logger.exception("The training state could not be written; a lost process would start afresh.")
 
     def _train(self) -> None:
