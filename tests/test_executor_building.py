@@ -96,6 +96,7 @@ def test_what_is_built_beforehand_trains_alike(make, dropping, fl_ctx):
             torch.rand(7)  # another thread of FLARE's may draw until the task comes
         rounds = [executor.execute("train", task(weights_of(dropping), n), fl_ctx, Signal()) for n in (0, 1)]
         sent.append([result(reply) for reply in rounds])
+        executor.handle_event(EventType.END_RUN, fl_ctx)
     for asked, beforehand in zip(*sent, strict=True):
         assert beforehand.meta == asked.meta
         assert not [name for name in asked.data if not torch.equal(asked.data[name], beforehand.data[name])]
