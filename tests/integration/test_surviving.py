@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.integration.simulator import NUM_ROUNDS, SITES, Run, assert_completed, run_job
+from tests.tiny import write_site_data
 
 pytestmark = pytest.mark.integration
 
@@ -26,3 +27,17 @@ def test_fewer_threads_than_sites_give_the_same_federation(sft: Run, tmp_path: P
     # Two summands have no order, and both weights are the same power of two: the average is exact, too.
     for name, value in sft.weights().items():
         assert torch.equal(one_thread.weights()[name], value), name
+
+
+def test_the_ordered_average_gives_the_same_bits_with_fewer_threads(tmp_path: Path, model: Path):
+    # Neither weights nor sums are exact here: only a fixed order gives the same bits.
+    data = write_site_data(tmp_path / "data", SITES, num_rows=11)
+    runs = [
+        run_job("sft_exact", tmp_path / f"{threads}", model=model, data=data, threads=threads)
+        for threads in (1, 2)
+    ]
+    for run in runs:
+        assert_completed(run, num_rounds=NUM_ROUNDS)
+    one, two = (run.weights() for run in runs)
+    assert one.keys() == two.keys()
+    assert not [name for name in one if not torch.equal(one[name], two[name])]
