@@ -63,6 +63,8 @@ class HFSFTExecutor(Executor):
         params_type: Send whole weights (``FULL``) or the change since the received ones (``DIFF``).
         optimizer_state: ``keep`` the optimizer over rounds, or ``reset`` it at each.
         checkpoint: When to keep training state on disk for a lost process: ``auto``, ``always`` or ``never``.
+        keep_best_local: Evaluate each round's own model too, and let ``submit_model`` send the best of them
+            when the best is asked for; otherwise the last is sent.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class HFSFTExecutor(Executor):
         params_type: str = "FULL",
         optimizer_state: str = "keep",
         checkpoint: str = "auto",
+        keep_best_local: bool = False,
     ):
         super().__init__()
         self.model_name_or_path = model_name_or_path
@@ -92,6 +95,7 @@ class HFSFTExecutor(Executor):
         self.params_type = params_type
         self.optimizer_state = optimizer_state
         self.checkpoint = checkpoint
+        self.keep_best_local = keep_best_local
         self._session: SFTSession | None = None
         self._building: Future[SFTSession] | None = None
         self._engine: Any = None
@@ -181,6 +185,7 @@ class HFSFTExecutor(Executor):
         metrics = session.evaluate(aborted) if session.has_eval_data else {}
         report = session.train_round(proximal_mu)
         sent = session.snapshot()
+        session.keep_best(sent)
         session.keep(report, metrics, sent)
         session.record(report, time.monotonic() - started)
         self._log_round(report, metrics, fl_ctx)
@@ -203,10 +208,12 @@ class HFSFTExecutor(Executor):
         return DXO(DataKind.METRICS, data=finite(metrics)).to_shareable()
 
     def _submit(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
-        asked = shareable.get_header(AppConstants.SUBMIT_MODEL_NAME)
-        if asked == ModelName.BEST_MODEL:
-            self.log_info(fl_ctx, f"Asked for '{asked}': sites keep their last model only, which is sent.")
-        data = self._prepared(fl_ctx).snapshot()
+        session, data = self._prepared(fl_ctx), None
+        if shareable.get_header(AppConstants.SUBMIT_MODEL_NAME) == ModelName.BEST_MODEL:
+            data = session.best()
+            if data is None:
+                self.log_info(fl_ctx, "No best local model is kept (keep_best_local): the last is sent.")
+        data = data or session.snapshot()
         return DXO(DataKind.WEIGHTS, data=data, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1}).to_shareable()
 
     def _result(
@@ -268,6 +275,7 @@ class HFSFTExecutor(Executor):
             params_type=self.params_type,
             optimizer_state=self.optimizer_state,
             checkpoint=self.checkpoint,
+            keep_best_local=self.keep_best_local,
         )
 
     def _stream(self, tag: str, value: float, step: int) -> None:
