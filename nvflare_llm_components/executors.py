@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from nvflare.app_common.app_constant import AppConstants, ModelName
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
+from nvflare_llm_components import background
 from nvflare_llm_components.executor_context import (
     BadRequestError,
     finite,
@@ -62,6 +64,8 @@ class HFSFTExecutor(Executor):
         params_type: Send whole weights (``FULL``) or the change since the received ones (``DIFF``).
         optimizer_state: ``keep`` the optimizer over rounds, or ``reset`` it at each.
         checkpoint: When to keep training state on disk for a lost process: ``auto``, ``always`` or ``never``.
+        keep_best_local: Evaluate each round's own model too, and let ``submit_model`` send the best of them
+            when the best is asked for; otherwise the last is sent.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class HFSFTExecutor(Executor):
         params_type: str = "FULL",
         optimizer_state: str = "keep",
         checkpoint: str = "auto",
+        keep_best_local: bool = False,
     ):
         super().__init__()
         self.model_name_or_path = model_name_or_path
@@ -91,6 +96,7 @@ class HFSFTExecutor(Executor):
         self.params_type = params_type
         self.optimizer_state = optimizer_state
         self.checkpoint = checkpoint
+        self.keep_best_local = keep_best_local
         self._session: SFTSession | None = None
         self._building: Future[SFTSession] | None = None
         self._num_rounds_left = 0
@@ -103,11 +109,10 @@ class HFSFTExecutor(Executor):
         """Begin to build when the job starts, and end the training with it."""
         if event_type == EventType.START_RUN:
             self._engine = fl_ctx.get_engine()
-            self._begin_to_build(fl_ctx)
+            # A failure answers the first task.
+            self._building = background.begin(partial(self._built, *folders_of(fl_ctx)))
         elif event_type == EventType.AFTER_SEND_TASK_RESULT and is_simulator(fl_ctx):
-            # The simulator may end this process next. A site's own process writes while it is idle.
-            if self._session:
-                self._session.settle()
+            self._settle(fl_ctx)
         elif event_type == EventType.END_RUN:
             # A job that may be resumed keeps what it needs for that on disk. Where it is the server that
             # failed, FLARE tells its sites of no abort: then rounds are left.
@@ -185,6 +190,7 @@ class HFSFTExecutor(Executor):
         metrics = session.evaluate(aborted) if session.has_eval_data else {}
         report = session.train_round(proximal_mu)
         sent = session.snapshot()
+        session.keep_best(sent)
         session.keep(report, metrics, sent)
         session.record(report, time.monotonic() - started)
         self._log_round(report, metrics, fl_ctx)
@@ -207,10 +213,12 @@ class HFSFTExecutor(Executor):
         return DXO(DataKind.METRICS, data=finite(metrics)).to_shareable()
 
     def _submit(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
-        asked = shareable.get_header(AppConstants.SUBMIT_MODEL_NAME)
-        if asked == ModelName.BEST_MODEL:
-            self.log_info(fl_ctx, f"Asked for '{asked}': sites keep their last model only, which is sent.")
-        data = self._prepared(fl_ctx).snapshot()
+        session, data = self._prepared(fl_ctx), None
+        if shareable.get_header(AppConstants.SUBMIT_MODEL_NAME) == ModelName.BEST_MODEL:
+            data = session.best()
+            if data is None:
+                self.log_info(fl_ctx, "No best local model is kept (keep_best_local): the last is sent.")
+        data = data or session.snapshot()
         return DXO(DataKind.WEIGHTS, data=data, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1}).to_shareable()
 
     def _result(
@@ -233,12 +241,6 @@ class HFSFTExecutor(Executor):
         )
         return dxo.to_shareable()
 
-    def _begin_to_build(self, fl_ctx: FLContext) -> None:
-        """Build in a thread; what it raises is raised by :meth:`_prepared`, and answers the first task."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="nvflare-llm-building")
-        self._building = pool.submit(self._built, *folders_of(fl_ctx))
-        pool.shutdown(wait=False)
-
     def _built(self, run_dir: Path, app_dir: Path) -> "SFTSession":
         # Seconds of import, spent while FLARE fetches the first task.
         from nvflare_llm_components.training.session import SFTSession
@@ -252,6 +254,14 @@ class HFSFTExecutor(Executor):
         elif self._session is None:
             self._session = self._built(*folders_of(fl_ctx))
         return self._session
+
+    def _settle(self, fl_ctx: FLContext) -> None:
+        """The simulator may end this process next. A site's own process writes while it is idle."""
+        # Swarm sends other results while this executor trains in a thread: there is nothing to wait for.
+        if fl_ctx.get_prop(FLContextKey.TASK_NAME) == AppConstants.TASK_TRAIN:
+            with self._lock:
+                if self._session:
+                    self._session.settle()
 
     def _settings(self, app_dir: Path) -> "TrainingSettings":
         from nvflare_llm_components.training.settings import TrainingSettings, given
@@ -270,6 +280,7 @@ class HFSFTExecutor(Executor):
             params_type=self.params_type,
             optimizer_state=self.optimizer_state,
             checkpoint=self.checkpoint,
+            keep_best_local=self.keep_best_local,
         )
 
     def _stream(self, tag: str, value: float, step: int) -> None:

@@ -3,89 +3,22 @@
 import json
 import threading
 import weakref
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.dxo import DataKind, MetaKey
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
-from nvflare.apis.fl_context import FLContext
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
-from nvflare.apis.workspace import Workspace
 from nvflare.app_common.app_constant import AppConstants
-from safetensors.torch import load_file
 
-from nvflare_llm_components.executors import ERROR_HEADER, HFSFTExecutor
-from tests.tiny import save_tiny_model, write_rows
+from nvflare_llm_components.executors import ERROR_HEADER
+from tests.tasks import LAST_ROUND, NUM_ROWS, SFT, result, task, weights_of
 
-SFT = {"per_device_train_batch_size": 4, "logging_steps": 1, "max_length": 64, "learning_rate": 1e-2}
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
-NUM_ROWS = 10
-NUM_ROUNDS = 2
-LAST_ROUND = NUM_ROUNDS - 1
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows: list[dict[str, object]] = [{"input": f"{n}?", "output": str(n)} for n in range(NUM_ROWS)]
-    return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
-
-
-@pytest.fixture
-def fl_ctx(tmp_path: Path) -> FLContext:
-    (tmp_path / "startup").mkdir()
-    (tmp_path / "local").mkdir()
-    context = FLContext()
-    context.set_prop(FLContextKey.WORKSPACE_OBJECT, Workspace(str(tmp_path), "site-1"), private=True)
-    context.set_prop(ReservedKey.RUN_NUM, "job", private=False)
-    context.set_prop(ReservedKey.IDENTITY_NAME, "site-1", private=False)
-    return context
-
-
-@pytest.fixture
-def make(model: Path, data: Path, fl_ctx: FLContext):
-    made = []
-
-    def build(**changes: Any) -> HFSFTExecutor:
-        arguments = {
-            "model_name_or_path": str(model),
-            "train_data": str(data),
-            "eval_data": str(data),
-            "sft_config": SFT,
-        }
-        executor = HFSFTExecutor(**(arguments | changes))
-        made.append(executor)
-        return executor
-
-    yield build
-    for executor in made:
-        executor.handle_event(EventType.END_RUN, fl_ctx)
-    assert "nvflare-llm-training" not in [thread.name for thread in threading.enumerate()]
-
-
-def weights_of(model: Path) -> dict[str, torch.Tensor]:
-    return load_file(model / "model.safetensors")
-
-
-def task(data: dict[str, Any], round_number: int = 0, **meta: Any) -> Shareable:
-    shareable = DXO(DataKind.WEIGHTS, data=data, meta=meta).to_shareable()
-    shareable.set_header(AppConstants.CURRENT_ROUND, round_number)
-    shareable.set_header(AppConstants.NUM_ROUNDS, NUM_ROUNDS)
-    return shareable
-
-
-def result(reply: Shareable) -> DXO:
-    assert reply.get_return_code() == ReturnCode.OK, reply.get_header(ERROR_HEADER)
-    return from_shareable(reply)
 
 
 def test_train_sends_plain_copies_under_checkpoint_names(make, model, fl_ctx):

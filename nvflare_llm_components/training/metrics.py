@@ -17,6 +17,7 @@ _TAGS = {
     ("train", "learning_rate"): "train/learning_rate",
     ("eval", "eval_loss"): "eval/loss",
     ("eval", "eval_perplexity"): "eval/perplexity",
+    ("local_eval", "eval_loss"): "local_eval/loss",
     ("round", "train_loss"): "round/train_loss",
 }
 
@@ -31,7 +32,7 @@ class MetricsLog:
         self._listener = listener
 
     def write(self, kind: str, **values: Any) -> None:
-        """Add one line of the given kind (``train``, ``eval`` or ``round``), and its curves."""
+        """Add one line, and its curves; ``kind`` is ``train``, ``eval``, ``local_eval`` or ``round``."""
         step = values.get("step", values.get("end_step", 0))
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, **values, "time": time.time()}) + "\n")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from nvflare_llm_components.training import randomness, state, weights
+from nvflare_llm_components.training.best import BestModel
 from nvflare_llm_components.training.build import build_trainer, local_budget
 from nvflare_llm_components.training.metrics import Listener, MetricsLog, perplexity
 from nvflare_llm_components.training.settings import TrainingSettings
@@ -56,6 +57,7 @@ class SFTSession:
     def __init__(self, settings: TrainingSettings, folder: Path, listener: Listener | None = None):
         self._settings = settings = settings.checked()
         self._states = state.StateFolder(folder / STATE_FOLDER)
+        self._best = BestModel(folder / STATE_FOLDER / "best_local.safetensors")
         self._saved = None if settings.checkpoint == "never" else self._states.latest()
         self._progress = state.read_progress(self._saved) if self._saved else {}
         self._trainer = build_trainer(settings, folder / STATE_FOLDER)
@@ -107,10 +109,8 @@ class SFTSession:
             aborted: Polled at each batch; True ends the evaluation with ``TrainingStoppedError``.
             round_number: The round to record it under; the present one if None.
         """
-        self._aborted = aborted
         number = self._round if round_number is None else round_number
-        with randomness.preserved():
-            loss = float(self._call(self._trainer.evaluate)["eval_loss"])
+        loss = self._eval_loss(aborted)
         metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
         self._metrics.write("eval", step=self._trainer.state.global_step, round=number, **metrics)
         return metrics
@@ -140,6 +140,22 @@ class SFTSession:
         if self._settings.optimizer_state == "reset":
             trainer.optimizer.state.clear()
         return self._report(start_step, time.monotonic() - started)
+
+    def keep_best(self, sent: weights.StateDict) -> None:
+        """Evaluate the model that the round ended with, if the job asks for the best of them.
+
+        Args:
+            sent: Its weights.
+        """
+        if self._settings.keep_best_local:
+            loss = self._eval_loss(self._aborted)
+            step = self._trainer.state.global_step
+            self._metrics.write("local_eval", step=step, round=self._round, eval_loss=loss)
+            self._best.offer(loss, sent)
+
+    def best(self) -> weights.StateDict | None:
+        """The weights of the best model that :meth:`keep_best` has seen, in this process or a lost one."""
+        return self._best.read()
 
     def keep(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
         """Write what a new process would need to go on: while the site is idle, or now if ``always``.
@@ -200,6 +216,11 @@ class SFTSession:
         """Run in the parked thread, after whatever it is still writing."""
         return self._worker.call(function) if self._worker else function()
 
+    def _eval_loss(self, aborted: Aborted) -> float:
+        self._aborted = aborted
+        with randomness.preserved():
+            return float(self._call(self._trainer.evaluate)["eval_loss"])
+
     def _report(self, start_step: int, seconds: float) -> RoundReport:
         tally, end_step = self._trainer.tally, self._trainer.state.global_step
         return RoundReport(
@@ -233,7 +254,7 @@ class SFTSession:
     def _write_quietly(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
         try:
             self._write(report, metrics, sent)
-        except OSError:
+        except Exception:  # a full disk is a RuntimeError to torch, a SafetensorError to safetensors
             logger.exception("The training state could not be written; a lost process would start afresh.")
 
     def _train(self) -> None:

@@ -41,6 +41,7 @@ class TrainingSettings:
     params_type: str = "FULL"
     optimizer_state: str = "keep"
     checkpoint: str = "auto"
+    keep_best_local: bool = False
 
     def checked(self) -> "TrainingSettings":
         """These settings with the default budget of one epoch filled in.
@@ -51,6 +52,10 @@ class TrainingSettings:
         _check_choice("params_type", self.params_type, ("FULL", "DIFF"))
         _check_choice("optimizer_state", self.optimizer_state, ("keep", "reset"))
         _check_choice("checkpoint", self.checkpoint, ("auto", "always", "never"))
+        if self.keep_best_local and self.eval_data is None:
+            raise ValueError(
+                "keep_best_local: expected eval_data, which says what is best, found none. Add it to the job."
+            )
         if self.local_steps is not None and self.local_epochs is not None:
             raise ValueError(
                 "local_steps and local_epochs: expected one of them, found "

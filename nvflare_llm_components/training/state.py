@@ -38,10 +38,10 @@ class StateFolder:
         writing.mkdir(parents=True)
         fill(writing)
         for path in [*writing.iterdir(), writing]:
-            _sync(path)
+            sync(path)
         shutil.rmtree(complete, ignore_errors=True)
         writing.rename(complete)
-        _sync(self._folder)
+        sync(self._folder)
         for path in self._folder.glob("step-*"):
             if path != complete:
                 shutil.rmtree(path)
@@ -91,7 +91,8 @@ def read_sent(folder: Path) -> StateDict:
     return load_file(folder / _WEIGHTS)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -20,17 +20,23 @@ class _Leave:
         self.arrived: Future[None] = Future()
 
 
+_Request = tuple[Callable[[], Any], Future[Any]] | _Leave
+
+
 class Worker:
     """Runs ``body`` in a thread of its own, which calls :meth:`park` where it may be interrupted.
 
     While it is parked, :meth:`call` runs functions in that thread, and :meth:`advance` lets it go on to its
-    next park.
+    next park. What is asked of a thread that has ended, or ends before it gets there, fails with
+    ``TrainingStoppedError``.
     """
 
     def __init__(self, body: Callable[[], None]):
         self._body = body
-        self._requests: queue.Queue[tuple[Callable[[], Any], Future[Any]] | _Leave | None] = queue.Queue()
+        self._requests: queue.Queue[_Request | None] = queue.Queue()
         self._pending: _Leave | None = None
+        self._ended = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="nvflare-llm-training", daemon=True)
 
     @property
@@ -47,17 +53,17 @@ class Worker:
     def call(self, function: Callable[[], T]) -> T:
         """Run ``function`` in the parked thread and return its result, or raise its exception."""
         future: Future[T] = Future()
-        self._requests.put((function, future))
+        self._ask((function, future))
         return future.result()
 
     def submit(self, function: Callable[[], None]) -> None:
         """Run ``function`` in the parked thread without waiting; later requests wait for it."""
-        self._requests.put((function, Future()))
+        self._ask((function, Future()))
 
     def advance(self) -> None:
         """Let the thread go on until it parks again. Raises what ended it, if it ended."""
         request = _Leave()
-        self._requests.put(request)
+        self._ask(request)
         request.arrived.result()
 
     def stop(self, timeout_s: float) -> bool:
@@ -82,6 +88,22 @@ class Worker:
                 return
             _answer(*request)
 
+    def _ask(self, request: _Request) -> None:
+        with self._lock:
+            if self._ended:
+                raise TrainingStoppedError
+            self._requests.put(request)
+
+    def _refuse_the_rest(self) -> None:
+        """Nobody serves the queue any more: whoever waits for an answer would wait for ever."""
+        with self._lock:
+            self._ended = True
+        while not self._requests.empty():
+            request = self._requests.get()
+            if request:
+                future = request.arrived if isinstance(request, _Leave) else request[1]
+                future.set_exception(TrainingStoppedError())
+
     def _arrive(self, error: BaseException | None) -> None:
         pending, self._pending = self._pending, None
         if pending and error:
@@ -98,6 +120,8 @@ class Worker:
         except BaseException as error:
             # Whatever ended the thread is raised where its result is awaited.
             self._arrive(error)
+        finally:
+            self._refuse_the_rest()
 
 
 def _answer(function: Callable[[], Any], future: Future[Any]) -> None:

@@ -51,3 +51,6 @@ def test_sites_evaluate_each_others_and_the_servers_models(tmp_path: Path, model
         assert results[site].keys() == {"SRV_source", "SRV_last", "SRV_best", *SITES}
         expected = stock_loss(run.model_dir("last"), data / site / "validation.jsonl")
         assert results[site]["SRV_last"]["eval_loss"] == pytest.approx(expected, rel=1e-5)
+        local = [record["eval_loss"] for record in run.records(site, kind="local_eval")]
+        assert len(local) == NUM_ROUNDS
+        assert results[site][site]["eval_loss"] == pytest.approx(min(local), rel=1e-5)

@@ -1,6 +1,8 @@
 """A process that is lost and started again sends what it would have sent."""
 
+import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -172,3 +174,19 @@ def test_the_state_of_an_idle_site_is_whole_before_its_next_round(model_folder, 
     session.close()
     session.forget()
     assert not (tmp_path / STATE_FOLDER).exists()
+
+
+def test_a_full_disk_is_logged_and_the_training_goes_on(model_folder, data_file, tmp_path, caplog):
+    session = SFTSession(settings_of(model_folder, data_file, "sft-mid-epoch"), tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        with caplog.at_level(logging.ERROR):
+            sent = one_round(session, 0, session.snapshot())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "could not be written" in caplog.text
+    assert StateFolder(tmp_path / STATE_FOLDER).latest() is None
+    one_round(session, 1, sent)
+    assert StateFolder(tmp_path / STATE_FOLDER).latest()
+    session.close()

@@ -1,0 +1,58 @@
+"""A site's executor on a tiny model. The simulator tests have models and data of their own."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.workspace import Workspace
+
+from nvflare_llm_components.executors import HFSFTExecutor
+from tests.tasks import NUM_ROWS, SFT
+from tests.tiny import save_tiny_model, write_rows
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows: list[dict[str, object]] = [{"input": f"{n}?", "output": str(n)} for n in range(NUM_ROWS)]
+    return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", rows)
+
+
+@pytest.fixture
+def fl_ctx(tmp_path: Path) -> FLContext:
+    (tmp_path / "startup").mkdir()
+    (tmp_path / "local").mkdir()
+    context = FLContext()
+    context.set_prop(FLContextKey.WORKSPACE_OBJECT, Workspace(str(tmp_path), "site-1"), private=True)
+    context.set_prop(ReservedKey.RUN_NUM, "job", private=False)
+    context.set_prop(ReservedKey.IDENTITY_NAME, "site-1", private=False)
+    return context
+
+
+@pytest.fixture
+def make(model: Path, data: Path, fl_ctx: FLContext):
+    made = []
+
+    def build(**changes: Any) -> HFSFTExecutor:
+        arguments = {
+            "model_name_or_path": str(model),
+            "train_data": str(data),
+            "eval_data": str(data),
+            "sft_config": SFT,
+        }
+        executor = HFSFTExecutor(**(arguments | changes))
+        made.append(executor)
+        return executor
+
+    yield build
+    for executor in made:
+        executor.handle_event(EventType.END_RUN, fl_ctx)
+    assert "nvflare-llm-training" not in [thread.name for thread in threading.enumerate()]
