@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.dxo import DXO, DataKind, MetaKey
@@ -31,12 +31,10 @@ from nvflare_llm_components.executor_context import (
     rounds_left,
 )
 from nvflare_llm_components.memory import give_back
+from nvflare_llm_components.training import weights
+from nvflare_llm_components.training.session import RoundReport, SFTSession
+from nvflare_llm_components.training.settings import TrainingSettings, given
 from nvflare_llm_components.training.worker import TrainingStoppedError
-
-if TYPE_CHECKING:
-    from nvflare_llm_components.training.session import RoundReport, SFTSession
-    from nvflare_llm_components.training.settings import TrainingSettings
-    from nvflare_llm_components.training.weights import StateDict
 
 ERROR_HEADER = "nvflare_llm_error"
 """Header of a failed task's reply that says why; whoever receives it may log it."""
@@ -223,17 +221,15 @@ class HFSFTExecutor(Executor):
 
     def _result(
         self,
-        new: "StateDict",
+        new: weights.StateDict,
         received: Mapping[str, Any],
-        report: "RoundReport",
+        report: RoundReport,
         metrics: dict[str, float],
     ) -> Shareable:
-        from nvflare_llm_components.training.weights import difference
-
         is_full = self.params_type == "FULL"
         dxo = DXO(
             DataKind.WEIGHTS if is_full else DataKind.WEIGHT_DIFF,
-            data=new if is_full else difference(new, received),
+            data=new if is_full else weights.difference(new, received),
             meta={
                 MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_examples,
                 MetaKey.INITIAL_METRICS: finite({**metrics, "train_loss": report.train_loss}),
@@ -241,13 +237,10 @@ class HFSFTExecutor(Executor):
         )
         return dxo.to_shareable()
 
-    def _built(self, run_dir: Path, app_dir: Path) -> "SFTSession":
-        # Seconds of import, spent while FLARE fetches the first task.
-        from nvflare_llm_components.training.session import SFTSession
-
+    def _built(self, run_dir: Path, app_dir: Path) -> SFTSession:
         return SFTSession(self._settings(app_dir), run_dir, self._stream)
 
-    def _prepared(self, fl_ctx: FLContext) -> "SFTSession":
+    def _prepared(self, fl_ctx: FLContext) -> SFTSession:
         building, self._building = self._building, None
         if building:
             self._session = building.result()
@@ -263,9 +256,7 @@ class HFSFTExecutor(Executor):
                 if self._session:
                     self._session.settle()
 
-    def _settings(self, app_dir: Path) -> "TrainingSettings":
-        from nvflare_llm_components.training.settings import TrainingSettings, given
-
+    def _settings(self, app_dir: Path) -> TrainingSettings:
         model = given("model_name_or_path", self.model_name_or_path)
         local_model = app_dir / model
         return TrainingSettings(
@@ -296,7 +287,7 @@ class HFSFTExecutor(Executor):
         self.log_exception(fl_ctx, reason)
         return make_reply(code, headers={ERROR_HEADER: reason})
 
-    def _log_round(self, report: "RoundReport", metrics: dict[str, float], fl_ctx: FLContext) -> None:
+    def _log_round(self, report: RoundReport, metrics: dict[str, float], fl_ctx: FLContext) -> None:
         seen = f", global model's eval_loss {metrics['eval_loss']:.4f}" if metrics else ""
         self.log_info(
             fl_ctx,

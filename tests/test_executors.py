@@ -16,7 +16,7 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
 from nvflare_llm_components.executors import ERROR_HEADER
-from tests.tasks import LAST_ROUND, NUM_ROWS, SFT, result, task, weights_of
+from tests.tasks import LAST_ROUND, NUM_ROUNDS, NUM_ROWS, SFT, result, task, weights_of
 
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
 
