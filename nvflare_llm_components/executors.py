@@ -3,8 +3,6 @@
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from nvflare.app_common.app_constant import AppConstants, ModelName
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components import background
 from nvflare_llm_components.executor_context import (
     BadRequestError,
     finite,
@@ -43,8 +40,8 @@ ERROR_HEADER = "nvflare_llm_error"
 class HFSFTExecutor(Executor):
     """Supervised fine-tuning of a Hugging Face causal language model, continuous over all rounds of a job.
 
-    Model, tokenizer, data and TRL ``SFTTrainer`` are built while the first task is fetched and stay inside
-    one ``train()`` call; each round loads the global weights in place and goes on. Answers the tasks
+    Model, tokenizer, data and TRL ``SFTTrainer`` are built at the first task and stay inside one ``train()``
+    call; each round loads the global weights in place and goes on. Answers the tasks
     ``train``, ``validate``, ``submit_model`` and ``get_weights``. Evaluates the incoming global model before
     each round if ``eval_data`` is given.
 
@@ -96,7 +93,6 @@ class HFSFTExecutor(Executor):
         self.checkpoint = checkpoint
         self.keep_best_local = keep_best_local
         self._session: SFTSession | None = None
-        self._building: Future[SFTSession] | None = None
         self._num_rounds_left = 0
         self._engine: Any = None
         # Swarm and cross-site evaluation call from threads of their own.
@@ -104,11 +100,9 @@ class HFSFTExecutor(Executor):
         fobs.register(TensorDecomposer)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Begin to build when the job starts, and end the training with it."""
+        """End the training with the job. FLARE swallows what a handler raises, so nothing is built here."""
         if event_type == EventType.START_RUN:
             self._engine = fl_ctx.get_engine()
-            # A failure answers the first task.
-            self._building = background.begin(partial(self._built, *folders_of(fl_ctx)))
         elif event_type == EventType.AFTER_SEND_TASK_RESULT and is_simulator(fl_ctx):
             self._settle(fl_ctx)
         elif event_type == EventType.END_RUN:
@@ -237,15 +231,10 @@ class HFSFTExecutor(Executor):
         )
         return dxo.to_shareable()
 
-    def _built(self, run_dir: Path, app_dir: Path) -> SFTSession:
-        return SFTSession(self._settings(app_dir), run_dir, self._stream)
-
     def _prepared(self, fl_ctx: FLContext) -> SFTSession:
-        building, self._building = self._building, None
-        if building:
-            self._session = building.result()
-        elif self._session is None:
-            self._session = self._built(*folders_of(fl_ctx))
+        if self._session is None:
+            run_dir, app_dir = folders_of(fl_ctx)
+            self._session = SFTSession(self._settings(app_dir), run_dir, self._stream)
         return self._session
 
     def _settle(self, fl_ctx: FLContext) -> None:
@@ -297,9 +286,6 @@ class HFSFTExecutor(Executor):
         )
 
     def _close(self, job_is_over: bool = False) -> None:
-        building, self._building = self._building, None
-        if building and building.exception() is None:
-            self._session = building.result()
         session, self._session = self._session, None
         if session:
             session.close()

@@ -22,7 +22,6 @@ THIRD_PARTY = {
 }
 HALL = {
     "aggregators",
-    "background",
     "checkpoint",
     "data",
     "executor_context",
@@ -48,9 +47,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "checkpoint": ({"checkpoint"}, {"nvflare", "trl", "datasets", "typer", "matplotlib"}),
     "aggregators": (set(), {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
-    "background": ({"memory"}, THIRD_PARTY),
     "executor_context": (set(), {"torch", "transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
-    "executors": ({"background", "executor_context", "memory", "training"}, {"trl", "typer", "matplotlib"}),
+    "executors": ({"executor_context", "memory", "training"}, {"trl", "typer", "matplotlib"}),
     "filter_context": ({"quantization"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
     "filters": (
         {"filter_context", "memory", "quantization"},
