@@ -28,7 +28,7 @@ demo: $(INSTALLED)  ## three sites fine-tune one model: jobs, curves, generation
 test: $(INSTALLED)  ## all tests that CI runs, simulator jobs included (about 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(INSTALLED)  ## the kill matrix: server and clients killed at every stage of a round, then resumed
+test-slow: $(INSTALLED)  ## the kill matrix, the full product of exactness cases, a POC federation; some twenty minutes
 	$(BIN)/python -m pytest -m slow
 
 gpu-check: $(INSTALLED)  ## what needs a GPU: exactness, codecs, one round of a Llama-3.2-1B shape
