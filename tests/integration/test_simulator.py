@@ -97,8 +97,9 @@ def test_a_failing_site_fails_the_job_and_both_logs_say_why(tmp_path: Path, mode
     with pytest.raises(AssertionError):
         assert_completed(run, num_rounds=NUM_ROUNDS)
     assert run.exit_code != 0
-    for site in ["server", SITES[0]]:
-        assert "missing.jsonl" in run.log(site), site
+    assert "missing.jsonl" in run.log("server")
+    # The first failure ends the job, perhaps before the other site was given its task.
+    assert any("missing.jsonl" in run.log(site) for site in SITES)
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
