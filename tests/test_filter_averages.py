@@ -77,6 +77,14 @@ def offloaded(dxo: DXO, folder: Path) -> DXO:
     return DXO(dxo.data_kind, {"w": lazy.make_lazy_ref("w")}, dxo.meta)
 
 
+@pytest.mark.parametrize(("precision", "is_told"), [("int8", True), ("fp16", False)])
+def test_a_result_on_disk_is_not_read_to_know_that_it_is_not_finite(precision, is_told, tmp_path):
+    broken = torch.full((40, 40), torch.inf)
+    waiting = arrived(offloaded(result(broken, precision), tmp_path / "offloaded"))["w"]
+    (tmp_path / "offloaded/w.safetensors").unlink()
+    assert waiting.has_nonfinite is is_told
+
+
 def test_results_on_disk_are_averaged_from_disk(tmp_path):
     helper = WeightedAggregationHelper()
     for index, precision in enumerate(PRECISIONS):

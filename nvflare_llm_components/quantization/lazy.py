@@ -34,10 +34,8 @@ class LazyTensor:
 
     @property
     def has_nonfinite(self) -> bool:
-        """Whether any weight is NaN or infinite; nothing is decoded."""
-        payload = as_tensor(materialized(self._value))
-        assert payload is not None, "was checked"
-        return has_nonfinite(payload, self._entry)
+        """Whether any weight is known to be NaN or infinite; nothing is decoded, nor read from a file."""
+        return has_nonfinite(as_tensor(self._value), self._entry)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self._entry["shape"]))

@@ -113,11 +113,18 @@ def unpack(payload: torch.Tensor, entry: Entry) -> torch.Tensor:
     return flat.view(shape)
 
 
-def has_nonfinite(payload: torch.Tensor, entry: Entry) -> bool:
-    """Whether a checked payload holds NaN or infinite weights; nothing is decoded."""
+def has_nonfinite(payload: torch.Tensor | None, entry: Entry) -> bool:
+    """Whether a checked payload holds NaN or infinite weights; nothing is decoded.
+
+    Args:
+        payload: None where it is not in memory; then only what the entry tells is known.
+        entry: its entry in the meta.
+    """
     codec = None if entry["codec"] == RAW else CODECS[entry["codec"]]
     if codec is not None and not isinstance(codec, CastCodec):
         return bool(entry["num_nonfinite"])
+    if payload is None:
+        return False
     values = payload if codec is None else view_section(payload, codec.dtype)
     if not values.is_floating_point() or values.numel() == 0:
         return False
