@@ -185,7 +185,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mib", type=int, default=347, help="size of the fp32 model")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="two at least: the first costs more")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps a round")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128, help="length of a row")
@@ -194,6 +194,8 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=600, help="of one run")
     parser.add_argument("--keep", action="store_true", help="keep the scratch folder with its logs")
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error("--rounds: expected two at least, to tell the first from the others.")
     scratch = Path(tempfile.mkdtemp(prefix="round_overhead-"))
     settings_file, size = prepare(scratch, args.mib, args.batch_size, args.tokens)
     plan = Plan(settings_file, args.rounds, args.steps, args.checkpoint)
