@@ -25,7 +25,8 @@ from nvflare.app_common.app_constant import AppConstants
 from safetensors.torch import load_file
 
 from benchmarks.random_model import config_of_size, llama_1b_config, save_random_model
-from nvflare_llm_components.executors import ERROR_HEADER, HFSFTExecutor
+from nvflare_llm_components.conventions import ERROR_HEADER
+from nvflare_llm_components.executors import HFSFTExecutor
 from tests.tiny import tiny_tokenizer, write_rows
 
 GIB = 2**30

@@ -12,7 +12,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants
 from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 
-_WIRE_MARKER = "nvflare_llm_precision"
+from nvflare_llm_components.conventions import WIRE_MARKER
 
 
 class BadRequestError(ValueError):
@@ -25,9 +25,9 @@ def global_model_of(shareable: Shareable) -> tuple[Mapping[str, Any], float]:
         dxo = from_shareable(shareable)
     except (ValueError, KeyError) as error:
         raise BadRequestError(f"Task data: expected a DXO of weights, found none: {error}") from error
-    if _WIRE_MARKER in dxo.meta:
+    if WIRE_MARKER in dxo.meta:
         raise BadRequestError(
-            f"Task data: expected full precision, found a message still encoded ('{_WIRE_MARKER}'). "
+            f"Task data: expected full precision, found a message still encoded ('{WIRE_MARKER}'). "
             "PrecisionDequantizeFilter is missing from this client's task_data_filters for this task."
         )
     if AlgorithmConstants.SCAFFOLD_CTRL_GLOBAL in dxo.meta:

@@ -19,6 +19,7 @@ from nvflare.app_common.app_constant import AppConstants, ModelName
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
+from nvflare_llm_components.conventions import ERROR_HEADER
 from nvflare_llm_components.executor_context import (
     BadRequestError,
     finite,
@@ -33,17 +34,14 @@ from nvflare_llm_components.training.session import RoundReport, SFTSession
 from nvflare_llm_components.training.settings import TrainingSettings, given
 from nvflare_llm_components.training.worker import TrainingStoppedError
 
-ERROR_HEADER = "nvflare_llm_error"
-"""Header of a failed task's reply that says why; whoever receives it may log it."""
-
 
 class HFSFTExecutor(Executor):
     """Supervised fine-tuning of a Hugging Face causal language model, continuous over all rounds of a job.
 
     Model, tokenizer, data and TRL ``SFTTrainer`` are built at the first task and stay inside one ``train()``
-    call; each round loads the global weights in place and goes on. Answers the tasks
-    ``train``, ``validate``, ``submit_model`` and ``get_weights``. Evaluates the incoming global model before
-    each round if ``eval_data`` is given.
+    call; each round loads the global weights in place and goes on. Answers the tasks ``train``, ``validate``,
+    ``submit_model`` and ``get_weights``. Evaluates the incoming global model before each round if
+    ``eval_data`` is given.
 
     Args:
         model_name_or_path: Hugging Face folder on the site, or hub name.

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
-from nvflare.apis.fl_constant import FLContextKey, ProcessType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
+from nvflare_llm_components.conventions import is_server
 from nvflare_llm_components.quantization.message import META_KEY
 
 # Properties of the FLContext.
@@ -54,11 +55,6 @@ def missing_half(side: str, table: str, task: str | None) -> str:
         f"Task {task!r}: the {side} received a message in reduced precision and nothing decoded it. "
         f"Add PrecisionDequantizeFilter for this task to {table} of the {side}'s configuration."
     )
-
-
-def is_server(fl_ctx: FLContext) -> bool:
-    """Whether this is the server's job process."""
-    return fl_ctx.get_process_type() in (ProcessType.SERVER_JOB, ProcessType.SERVER_PARENT)
 
 
 def is_model_of_a_round(shareable: Shareable) -> bool:

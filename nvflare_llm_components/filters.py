@@ -25,13 +25,13 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
+from nvflare_llm_components.conventions import is_server
 from nvflare_llm_components.filter_context import (
     TAKEN_FIELD,
     TAKEN_ROUND,
     context_of,
     is_encoded,
     is_model_of_a_round,
-    is_server,
     meta_of,
     missing_half,
     remember_taken,

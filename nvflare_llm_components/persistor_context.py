@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
-from nvflare.apis.fl_constant import FLContextKey, ProcessType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from nvflare_llm_components.memory import give_back
 
 KEY_METRIC = "eval_loss"
-WIRE_MARKER = "nvflare_llm_precision"  # the meta key of a message in lower precision
 
 
 def tensor_of(value: Any) -> torch.Tensor:
@@ -49,8 +48,3 @@ def release_result(fl_ctx: FLContext) -> None:
         if detail:
             context.set_prop(key, None, private=detail["private"], sticky=detail["sticky"])
     give_back()
-
-
-def is_server(fl_ctx: FLContext) -> bool:
-    """Whether this is the server's job process: in Swarm the sites have a persistor, too."""
-    return fl_ctx.get_process_type() in (ProcessType.SERVER_JOB, ProcessType.SERVER_PARENT)

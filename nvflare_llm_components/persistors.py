@@ -31,11 +31,10 @@ from nvflare_llm_components.checkpoint.global_models import BEST, LAST, GlobalMo
 from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
 from nvflare_llm_components.checkpoint.source import locate
 from nvflare_llm_components.checkpoint.start import Start, start_from
+from nvflare_llm_components.conventions import ERROR_HEADER, WIRE_MARKER, is_server
 from nvflare_llm_components.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.persistor_context import (
     KEY_METRIC,
-    WIRE_MARKER,
-    is_server,
     loss_of,
     release_result,
     tensor_of,
@@ -47,7 +46,6 @@ SOURCE = "source"
 ALIASES = {"FL_global_model.pt": LAST, "best_FL_global_model.pt": BEST}
 MODEL_FORMAT = "safetensors"
 SERVER_PREFIX = "SRV_"  # what FLARE's evaluations put before the name of a server's model
-ERROR_HEADER = "nvflare_llm_error"  # set by our executor on the reply of a failed task
 
 
 class SafetensorsModelPersistor(ModelPersistor):

@@ -23,6 +23,7 @@ THIRD_PARTY = {
 HALL = {
     "aggregators",
     "checkpoint",
+    "conventions",
     "data",
     "executor_context",
     "executors",
@@ -47,17 +48,27 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "checkpoint": ({"checkpoint"}, {"nvflare", "trl", "datasets", "typer", "matplotlib"}),
     "aggregators": (set(), {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
-    "executor_context": (set(), {"torch", "transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
-    "executors": ({"executor_context", "memory", "training"}, {"trl", "typer", "matplotlib"}),
-    "filter_context": ({"quantization"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
+    "conventions": (set(), THIRD_PARTY - {"nvflare"}),
+    "executor_context": (
+        {"conventions"},
+        {"torch", "transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
+    ),
+    "executors": ({"conventions", "executor_context", "memory", "training"}, {"trl", "typer", "matplotlib"}),
+    "filter_context": (
+        {"conventions", "quantization"},
+        {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
+    ),
     "filters": (
-        {"filter_context", "memory", "quantization"},
+        {"conventions", "filter_context", "memory", "quantization"},
         {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
     ),
     "memory": (set(), THIRD_PARTY),
-    "persistor_context": ({"memory"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
+    "persistor_context": (
+        {"conventions", "memory"},
+        {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
+    ),
     "persistors": (
-        {"checkpoint", "memory", "persistor_context"},
+        {"checkpoint", "conventions", "memory", "persistor_context"},
         {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
     ),
     "server_model": ({"checkpoint"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),

@@ -11,7 +11,8 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants, ModelName
 
-from nvflare_llm_components.executors import ERROR_HEADER, HFSFTExecutor
+from nvflare_llm_components.conventions import ERROR_HEADER
+from nvflare_llm_components.executors import HFSFTExecutor
 from nvflare_llm_components.training.best import BestModel
 from tests.tasks import result, task, weights_of
 

@@ -12,7 +12,8 @@ from nvflare.apis.signal import Signal
 from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 from transformers import PreTrainedModel
 
-from nvflare_llm_components.executors import ERROR_HEADER, HFSFTExecutor
+from nvflare_llm_components.conventions import ERROR_HEADER
+from nvflare_llm_components.executors import HFSFTExecutor
 from tests.tasks import result, task, weights_of
 
 WAIT_S = 30

@@ -15,7 +15,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
-from nvflare_llm_components.executors import ERROR_HEADER
+from nvflare_llm_components.conventions import ERROR_HEADER
 from tests.tasks import LAST_ROUND, NUM_ROUNDS, NUM_ROWS, SFT, result, task, weights_of
 
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}

@@ -16,6 +16,7 @@ from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedA
 from nvflare.app_common.decomposers import common_decomposers
 from nvflare.fuel.utils import fobs
 
+from nvflare_llm_components.conventions import WIRE_MARKER
 from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
 from nvflare_llm_components.quantization.message import META_KEY
 from tests.sites import Site
@@ -215,3 +216,7 @@ print(from_shareable(dequantize.process(shareable, FLContext())).data["embed.wei
     printed = subprocess.check_output([sys.executable, "-c", code, str(file)], text=True)
     here = dequantized(over_the_wire(quantized(message(weights()), precision="nf4")))
     assert float(printed) == here.data["embed.weight"].double().sum().item()
+
+
+def test_the_adapters_look_for_the_wire_formats_own_marker():
+    assert WIRE_MARKER == META_KEY
