@@ -8,7 +8,6 @@ read each value once: mapped tensors are free until then.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -22,12 +21,11 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from benchmarks.random_model import MIB, config_of_size, save_random_model
-from nvflare_llm_components.checkpoint.folder import map_weights
-from nvflare_llm_components.checkpoint.record import verify_files
-from nvflare_llm_components.checkpoint.snapshot import save_snapshot
-from nvflare_llm_components.checkpoint.start import start_from
-
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.record import record
+from nvflare_llm_components.checkpoint.initial_model import load_initial_model
+from nvflare_llm_components.checkpoint.manifest import verify_files
+from nvflare_llm_components.checkpoint.model_folder import save_model_folder
+from nvflare_llm_components.checkpoint.weight_files import map_weights
 
 
 def synced(folder: Path) -> None:
@@ -44,7 +42,7 @@ def touched(tensors: dict[str, torch.Tensor]) -> None:
 
 def ways(source: Path, folder: Path) -> dict[str, Callable[[], None]]:
     """Return what is timed, by name; saves come before the loads of what they saved."""
-    start = start_from(str(source), None, 0)
+    start = load_initial_model(str(source), None, 0)
     weights = {name: value.clone() for name, value in start.weights.items()}
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     ours, pickled, stock = folder / "ours", folder / "torch", folder / "stock"
@@ -63,7 +61,7 @@ def ways(source: Path, folder: Path) -> dict[str, Callable[[], None]]:
         return map_weights(ours)
 
     return {
-        "save: ours": lambda: save_snapshot(ours, weights, start.companions, {"round": 0}),
+        "save: ours": lambda: save_model_folder(ours, weights, start.companions, {"round": 0}),
         "save: torch.save": torch_save,
         "save: save_pretrained": stock_save,
         "load: ours, verified, touched": lambda: touched(verified()),
@@ -101,10 +99,8 @@ def main() -> None:
     print(f"\n{size / MIB:.0f} MiB float32{'':24}{'GB/s':>8}{'speed beside torch':>22}")
     for name, median in medians.items():
         print(f"{name:<40}{size / median / 1e9:>6.2f}{peers[name[:4]] / median:>18.2f} x")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "checkpoint_io.json").write_text(
-        json.dumps({"size_bytes": size, "seconds": medians}, indent=2)
-    )
+    rows = [{"way": name, "seconds": sorted(values)} for name, values in seconds.items()]
+    record("checkpoint_io", rows, size_bytes=size)
 
 
 if __name__ == "__main__":

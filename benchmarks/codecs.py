@@ -9,23 +9,21 @@ GB/s are of float32 weights. A code of R bits cannot have a smaller relative err
 
 import argparse
 import contextlib
-import json
 import math
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.record import record
 from nvflare_llm_components.quantization.message import decode_message, encode_message
-from nvflare_llm_components.quantization.policy import CODECS, PrecisionPolicy
+from nvflare_llm_components.quantization.precision import CODECS, PrecisionPolicy
 
-RESULTS = Path(__file__).parent / "results"
 STD = 0.02
 
 
@@ -226,11 +224,14 @@ def measure(weights: torch.Tensor, repeats: int) -> list[Measured]:
 def verdicts(rows: list[Measured]) -> list[tuple[str, float, str, float]]:
     """(what, found, comparison, target) of DESIGN's column for the codecs."""
     by_name = {row.name: row for row in rows}
-    int8, nf4, fp16 = (by_name[f"ours {name}"] for name in ("int8", "nf4", "fp16"))
+    int8, nf4, int2, fp16 = (by_name[f"ours {name}"] for name in ("int8", "nf4", "int2", "fp16"))
     found = [
         ("int8 relative error", int8.relative_error, "<=", 0.0070),
         ("nf4 relative error", nf4.relative_error, "<=", 0.092),
         ("nf4 bits a weight", nf4.bits_a_weight, "<=", 4.13),
+        ("int2 bits a weight", int2.bits_a_weight, "<=", 2.2),
+        ("int2 encode GB/s", int2.encode_gb_s, ">=", 1.0),
+        ("int2 decode GB/s", int2.decode_gb_s, ">=", 2.0),
     ]
     peer = by_name.get("bitsandbytes int8")
     if peer:
@@ -280,9 +281,14 @@ def main() -> None:
     weights = (torch.randn(options.weights, generator=generator) * STD).to(options.device)
     rows = measure(weights, options.repeats)
     show(rows, Console(width=120))
-    RESULTS.mkdir(exist_ok=True)
-    name = f"codecs_{options.device}.json"
-    (RESULTS / name).write_text(json.dumps([asdict(row) for row in rows], indent=2))
+    record(
+        "codecs",
+        map(asdict, rows),
+        weights=options.weights,
+        threads=options.threads,
+        repeats=options.repeats,
+        device=options.device,
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m benchmarks.convergence --raw ../shared/data
     python -m benchmarks.convergence --seeds 1 --rounds 2 --local-steps 2     (smoke)
 
-Cells that are done are kept in benchmarks/results/convergence.jsonl and are not run again.
+Cells that are done are kept in benchmarks/results/convergence.jsonl and are not run again; a whole table is
+recorded in benchmarks/records/convergence.jsonl.
 Losses are paired by seed: what counts is a cell's difference to fp32 with the same seed.
 """
 
@@ -24,6 +25,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.federated_cell import Outcome, Scale, Way, run_cell
+from benchmarks.record import record
 
 RESULTS = Path(__file__).parent / "results"
 SITES = ["dolly", "alpaca", "oasst1"]
@@ -36,8 +38,11 @@ WAYS = [
     Way("nf4 up", "bf16", "nf4", "DIFF"),
     Way("nf4 up, feedback", "bf16", "nf4", "DIFF", error_feedback=True),
     Way("nf4 both, feedback", "nf4", "nf4", "DIFF", error_feedback=True),
+    Way("int2 up", "bf16", "int2", "DIFF"),
+    Way("int2 up, feedback", "bf16", "int2", "DIFF", error_feedback=True),
+    Way("int2 both, feedback", "int2", "int2", "DIFF", error_feedback=True),
 ]
-TARGETS = {"int8": 0.002, "nf4 both, feedback": 0.01}
+TARGETS = {"int8": 0.002, "nf4 both, feedback": 0.01, "int2 both, feedback": 0.01}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -201,15 +206,15 @@ def main() -> None:
     file = options.out / "convergence.jsonl"
     scale = Scale(options.rounds, options.local_steps)
     run_missing(file, options.seeds, scale, model, data, options.workers)
-    records = [
+    cells_done = [
         r
         for r in read_done(file)
         if (r["num_rounds"], r["local_steps"]) == (options.rounds, options.local_steps)
     ]
-    lines = summarize(records)
+    lines = summarize(cells_done)
     show(lines, Console(width=130))
     draw(lines, options.out / "convergence.png")
-    (options.out / "convergence.json").write_text(json.dumps(lines, indent=2))
+    record("convergence", lines, cells=cells_done, data="real rows" if raw else "generated rows")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedA
 
 from nvflare_llm_components.quantization.feedback import encode_with_feedback, open_residual
 from nvflare_llm_components.quantization.message import Message, decode_message, encode_message
-from nvflare_llm_components.quantization.policy import PrecisionPolicy
+from nvflare_llm_components.quantization.precision import PrecisionPolicy
 from nvflare_llm_components.quantization.shadow import advance, follow, held_shadow
 from nvflare_llm_components.training.session import SFTSession
 from nvflare_llm_components.training.settings import TrainingSettings
@@ -141,7 +141,7 @@ class Federation:
 
     def _broadcast(self) -> Any:
         policy = PrecisionPolicy(self.way.down)
-        if self.way.down == "nf4":
+        if policy.has_differences:
             return advance(self.model, policy, self.folder / "server")
         return encode_message(self.model, policy)
 

@@ -7,6 +7,7 @@ Says so and ends well where there is no GPU.
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -25,8 +26,8 @@ from nvflare.app_common.app_constant import AppConstants
 from safetensors.torch import load_file
 
 from benchmarks.random_model import config_of_size, llama_1b_config, save_random_model
-from nvflare_llm_components.conventions import ERROR_HEADER
 from nvflare_llm_components.executors import HFSFTExecutor
+from nvflare_llm_components.flare.headers import ERROR_HEADER
 from tests.tiny import tiny_tokenizer, write_rows
 
 GIB = 2**30
@@ -59,6 +60,7 @@ def train_task(model: Path, round_number: int, num_rounds: int) -> Shareable:
 def train_rounds(folder: Path, args: argparse.Namespace) -> bool:
     """Run the rounds and print one line for each; returns whether all were answered."""
     model = folder / "model"
+    os.environ.update(NVFLARE_LLM_MODEL=str(model), NVFLARE_LLM_DATA=str(folder))
     save_random_model(model, config_of_size(args.mib) if args.mib else llama_1b_config())
     tiny_tokenizer().save_pretrained(model)
     draw = random.Random(0)

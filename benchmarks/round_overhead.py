@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.random_model import MIB, config_of_size, save_random_model
+from benchmarks.record import record
 from benchmarks.round_overhead_app.common import sft_settings
 from benchmarks.round_trip import SAVED, round_seconds, wall_s
 from benchmarks.round_trip_app.jobs import precision_filters
+from nvflare_llm_components.tools.environment import with_recommended
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -159,7 +161,8 @@ def job_log(side: str, plan: Plan, folder: Path, limit_s: float) -> str:
     folder.mkdir()
     job, workspace = write_job(side, plan, folder), folder / "workspace"
     command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    places = {"NVFLARE_LLM_MODEL": plan.settings["model"], "NVFLARE_LLM_DATA": plan.settings["data"]}
+    environment = with_recommended(os.environ | places | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
     with (folder / "output.txt").open("wb") as output:
         subprocess.run(
             [*command, "-n", "1", "-t", "1"], stdout=output, stderr=output, env=environment, timeout=limit_s
@@ -171,13 +174,20 @@ def job_log(side: str, plan: Plan, folder: Path, limit_s: float) -> str:
     return log
 
 
-def print_run(side: str, log: str, pure_s: float, num_rounds: int) -> None:
-    """Print one run beside pure training."""
+def measured_run(side: str, log: str, pure_s: float, num_rounds: int) -> dict[str, Any]:
+    """Print one run beside pure training, and return its figures."""
     seconds, (first, *others) = wall_s(log), round_seconds(log)
     later = sum(others) / len(others)
     trained = 0 if side == "messages" else pure_s / num_rounds
     once, each = first - later, later - trained
     print(f"{side:<11}{seconds:>8.1f}{seconds / pure_s:>9.2f}{once:>8.1f}{each:>13.1f}", flush=True)
+    return {
+        "run": side,
+        "seconds": seconds,
+        "of_pure": seconds / pure_s,
+        "once_s": once,
+        "each_round_s": each,
+    }
 
 
 def main() -> None:
@@ -203,9 +213,11 @@ def main() -> None:
     pure = pure_seconds(plan, scratch / "pure")
     print(f"{'run':<11}{'seconds':>8}{'of pure':>9}{'once':>8}{'every round':>13}")
     print(f"{'pure':<11}{pure:>8.1f}{1:>9.2f}", flush=True)
+    rows: list[dict[str, Any]] = [{"run": "pure", "seconds": pure}]
     for side in args.runs.split(","):
         if log := job_log(side, plan, scratch / side, args.limit_s):
-            print_run(side, log, pure, args.rounds)
+            rows.append(measured_run(side, log, pure, args.rounds))
+    record("round_overhead", rows, model_bytes=size, num_rounds=args.rounds, num_steps=args.steps)
     if not args.keep:
         shutil.rmtree(scratch)
 

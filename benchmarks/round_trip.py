@@ -18,15 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from benchmarks.memory_sampler import MemorySampler
 from benchmarks.random_model import MIB, config_of_size, llama_1b_config, save_random_model
+from benchmarks.record import record
 from benchmarks.round_trip_app.jobs import write_job
+from nvflare_llm_components.tools.environment import with_recommended
 
-RESULTS = Path(__file__).parent / "results"
 TIME = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})")
 SENT, SAVED = "Sending task train", "End persist model"
 
@@ -46,15 +48,25 @@ class Measured:
 
 
 def measure(
-    run: str, model: Path, num_clients: int, num_rounds: int, folder: Path, limit_s: float, keep: bool
+    run: str,
+    model: Path,
+    num_clients: int,
+    num_rounds: int,
+    folder: Path,
+    limit_s: float,
+    keep: bool,
+    environment: Mapping[str, str],
 ) -> Measured:
     """Simulate one job in a process group of its own, sampling it, and clear what it left."""
     job = write_job(folder / "job", run, model, num_clients, num_rounds)
     workspace = folder / "workspace"
     command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
     command += ["-n", str(num_clients), "-t", str(num_clients)]
+    places = {"NVFLARE_LLM_MODEL": str(model)}
     with (folder / "output.txt").open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**environment, **places}, start_new_session=True
+        )
         with MemorySampler(process.pid) as sampler:
             try:
                 process.wait(limit_s)
@@ -139,10 +151,21 @@ def main() -> None:
     parser.add_argument("--llama-1b", action="store_true", help="Llama-3.2-1B's shapes instead of --mib")
     parser.add_argument("--clients", default="2", help="numbers of clients, such as 2,4,8")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--runs", default="stock-fp32,stock-fp16,ours-fp32,ours-fp16,ours-int8")
+    parser.add_argument(
+        "--runs",
+        default="stock-fp32,stock-fp16,ours-fp32,ours-fp16,ours-int8",
+        help="in this order; one may come twice",
+    )
     parser.add_argument("--limit-s", type=float, default=300, help="of one run")
     parser.add_argument("--keep", action="store_true", help="keep the scratch folder with logs and traces")
+    parser.add_argument(
+        "--environment",
+        choices=["recommended", "plain"],
+        default="recommended",
+        help="README's variables for stock and ours alike, or only those that are set already",
+    )
     args = parser.parse_args()
+    environment = with_recommended(os.environ) if args.environment == "recommended" else dict(os.environ)
     scratch = Path(tempfile.mkdtemp(prefix="round_trip-"))
     try:
         config = llama_1b_config() if args.llama_1b else config_of_size(args.mib)
@@ -150,18 +173,32 @@ def main() -> None:
         model_bytes = save_random_model(scratch / "model", config)
         results = []
         for num_clients in map(int, args.clients.split(",")):
-            for run in args.runs.split(","):
-                folder = scratch / f"{run}-{num_clients}"
+            for number, run in enumerate(args.runs.split(",")):
+                folder = scratch / f"{run}-{num_clients}-{number}"
                 folder.mkdir()
                 begin = time.time()
                 print(f"{run}, {num_clients} clients ...", flush=True)
                 results.append(
-                    measure(run, scratch / "model", num_clients, args.rounds, folder, args.limit_s, args.keep)
+                    measure(
+                        run,
+                        scratch / "model",
+                        num_clients,
+                        args.rounds,
+                        folder,
+                        args.limit_s,
+                        args.keep,
+                        environment,
+                    )
                 )
                 print(f"  {time.time() - begin:.0f} s: {results[-1]}", flush=True)
         print_table(results, model_bytes)
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "round_trip.json").write_text(json.dumps([asdict(m) for m in results], indent=2))
+        record(
+            "round_trip",
+            map(asdict, results),
+            model_bytes=model_bytes,
+            num_rounds=args.rounds,
+            environment=args.environment,
+        )
     finally:
         if args.keep:
             print(f"kept {scratch}")

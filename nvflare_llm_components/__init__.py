@@ -1,21 +1,17 @@
 """Federated fine-tuning of large language models on NVIDIA FLARE, by JSON jobs alone.
 
-The map of the package; an arrow is an import, and there are no others::
+The map of the package; each floor imports downwards only, as the table in CONTRIBUTING.md says::
 
-    floor 2   executors     filters         persistors  aggregators   adapters to NVFlare: thin
-                  |             |               |
-    floor 1   training/     quantization/   checkpoint/               pure: no NVFlare, not each other
-    hall      cli, tools/, data/                                      for people; import floors 1 and 2
+    floor 2   executors  filters  persistors  aggregators  workflows  widgets  server_model   thin
+    front     flare/         what every adapter needs of FLARE: contexts, tasks, messages, memory
+    gate      policy/        what a site or a server accepts of a job: pure
+    floor 1   training/   quantization/   checkpoint/   averages       pure: no FLARE, not each other
+    ground    tensors/       tensors, names, safetensors files, atomic folders: written once
+    hall      cli/  recipes  tools/  jobs/  data/    for people; nobody outside the hall imports it
 
-A job names the adapters by class path, so importing this package loads nothing heavy.
+Where to start: :mod:`.components` lists what a job may name; each adapter's module says which part of the
+floor below it drives, and each folder's docstring is a reading order. A job names the adapters by class path,
+so importing this package loads nothing and changes nothing.
 """
 
-import os
-
 __version__ = "0.1.0"
-
-# Torch reads both when it is loaded; whoever sets them decides. Threads that spin while they wait take the
-# cores from the other sites of a machine (three times the wall of a round), and large pages spare the kernel
-# most of its work on fresh tensors (a third of the time of a copy).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -3,8 +3,8 @@
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, Literal
 
 from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.dxo import DXO, DataKind, MetaKey
@@ -19,19 +19,29 @@ from nvflare.app_common.app_constant import AppConstants, ModelName
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components.conventions import ERROR_HEADER
-from nvflare_llm_components.executor_context import (
+from nvflare_llm_components.flare.headers import ERROR_HEADER
+from nvflare_llm_components.flare.memory import give_back
+from nvflare_llm_components.flare.peers import inside_only
+from nvflare_llm_components.flare.site import audit, places_of, policy_of, told, traceback_of
+from nvflare_llm_components.flare.tasks import (
     BadRequestError,
     finite,
     folders_of,
     global_model_of,
     is_simulator,
-    rounds_left,
+    round_of,
 )
-from nvflare_llm_components.memory import give_back
+from nvflare_llm_components.policy.job import AcceptedTraining, accept_training
+from nvflare_llm_components.policy.limits import check_free_disk, held_processes
+from nvflare_llm_components.policy.schema import PolicyError
+from nvflare_llm_components.quantization.rounding import rounded
 from nvflare_llm_components.training import weights
+from nvflare_llm_components.training.ranks import processes_for
+from nvflare_llm_components.training.rounds import RoundCount
+from nvflare_llm_components.training.rows import RowLimits
 from nvflare_llm_components.training.session import RoundReport, SFTSession
 from nvflare_llm_components.training.settings import TrainingSettings, given
+from nvflare_llm_components.training.sizes import size_of
 from nvflare_llm_components.training.worker import TrainingStoppedError
 
 
@@ -59,6 +69,13 @@ class HFSFTExecutor(Executor):
         checkpoint: When to keep training state on disk for a lost process: ``auto``, ``always`` or ``never``.
         keep_best_local: Evaluate each round's own model too, and let ``submit_model`` send the best of them
             when the best is asked for; otherwise the last is sent.
+        schedule: What the learning rate follows where a site misses rounds: the ``federation``'s rounds, so
+            that every site ends where the schedule ends, or the rounds that the ``site`` trained itself.
+        num_processes: Processes that train as one on the site's machine, one a GPU; ``auto`` is one for each
+            visible GPU. A batch of each is ``per_device_train_batch_size``.
+        sharding: What each of them holds: all of the model (``none``, DDP) or a part (``full``, FSDP2).
+        trainable: Patterns of the names of tensors that train, as in ``fnmatch`` (such as
+            ``model.layers.1?.*``); only they travel, the others stay as they are. None trains all.
     """
 
     def __init__(
@@ -76,6 +93,10 @@ class HFSFTExecutor(Executor):
         optimizer_state: str = "keep",
         checkpoint: str = "auto",
         keep_best_local: bool = False,
+        trainable: list[str] | None = None,
+        schedule: str = "federation",
+        num_processes: int | Literal["auto"] = 1,
+        sharding: str = "none",
     ):
         super().__init__()
         self.model_name_or_path = model_name_or_path
@@ -90,13 +111,20 @@ class HFSFTExecutor(Executor):
         self.optimizer_state = optimizer_state
         self.checkpoint = checkpoint
         self.keep_best_local = keep_best_local
+        self.trainable = trainable
+        self.schedule = schedule
+        self.num_processes = num_processes
+        self.sharding = sharding
         self._session: SFTSession | None = None
+        self._gate: AcceptedTraining | None = None
         self._num_rounds_left = 0
+        self._rounds: RoundCount | None = None
         self._engine: Any = None
         # Swarm and cross-site evaluation call from threads of their own.
         self._lock = threading.Lock()
         fobs.register(TensorDecomposer)
 
+    @inside_only
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """End the training with the job. FLARE swallows what a handler raises, so nothing is built here."""
         if event_type == EventType.START_RUN:
@@ -141,7 +169,7 @@ class HFSFTExecutor(Executor):
         elif task_name == AppConstants.TASK_VALIDATION:
             reply = self._validate(shareable, fl_ctx, abort_signal)
         elif task_name in (AppConstants.TASK_SUBMIT_MODEL, AppConstants.TASK_GET_WEIGHTS):
-            reply = self._submit(shareable, fl_ctx)
+            reply = self._submit(task_name, shareable, fl_ctx)
         else:
             reason = (
                 f"Task '{task_name}': expected train, validate, submit_model or get_weights. "
@@ -155,17 +183,22 @@ class HFSFTExecutor(Executor):
     def _train(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         started = time.monotonic()
         received, proximal_mu = global_model_of(shareable)
-        session = self._prepared(fl_ctx)
-        round_number = shareable.get_header(AppConstants.CURRENT_ROUND) or 0
-        self._num_rounds_left = rounds_left(shareable)
+        present = round_of(shareable)
+        round_number = present.number
+        session, gate = self._prepared(fl_ctx)
+        self._num_rounds_left = present.num_left
         if received:
-            session.load(received)
+            received = session.load(received)
+        else:
+            gate.check_submission("train", session.is_of_federation)
         kept = session.kept_round(round_number)
         if kept:
             self.log_info(
                 fl_ctx, f"Round {round_number}: trained before this process was started, sent again"
             )
-            return self._result(session.snapshot(), received, *kept)
+            return self._result(gate, session.snapshot(), received, *kept)
+        check_free_disk(folders_of(fl_ctx)[0], gate.policy.limits)
+        gate.check_round(present.num_rounds or 0, session.rounds.done, session.num_steps)
         if self.params_type == "FULL":
             # FLARE holds the task while execute() runs. Its dict may be shared: dropped, not cleared.
             received = {}
@@ -173,22 +206,21 @@ class HFSFTExecutor(Executor):
         elif not received:
             received = session.snapshot()
 
-        def aborted() -> bool:
-            return bool(abort_signal.triggered)
-
-        session.begin_round(round_number, shareable.get_header(AppConstants.NUM_ROUNDS), aborted)
+        aborted = gate.limited(lambda: bool(abort_signal.triggered))
+        session.begin_round(round_number, present.num_rounds, aborted, present.first)
         metrics = session.evaluate(aborted) if session.has_eval_data else {}
         report = session.train_round(proximal_mu)
+        gate.check_update(report.num_examples)
         sent = session.snapshot()
         session.keep_best(sent)
         session.keep(report, metrics, sent)
         session.record(report, time.monotonic() - started)
         self._log_round(report, metrics, fl_ctx)
-        return self._result(sent, received, report, metrics)
+        return self._result(gate, sent, received, report, metrics)
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         received, _ = global_model_of(shareable)
-        session = self._prepared(fl_ctx)
+        session, gate = self._prepared(fl_ctx)
         if not session.has_eval_data:
             raise BadRequestError(
                 "Task 'validate': expected eval_data in the executor's arguments, found none. Add it to "
@@ -197,43 +229,58 @@ class HFSFTExecutor(Executor):
         own = session.snapshot()
         try:
             session.load(received)
-            metrics = session.evaluate(lambda: bool(abort_signal.triggered))
+            metrics = session.evaluate(gate.limited(lambda: bool(abort_signal.triggered)))
         finally:
             session.load(own)
-        return DXO(DataKind.METRICS, data=finite(metrics)).to_shareable()
+        return DXO(DataKind.METRICS, data=gate.told_metrics(finite(metrics))).to_shareable()
 
-    def _submit(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
-        session, data = self._prepared(fl_ctx), None
-        if shareable.get_header(AppConstants.SUBMIT_MODEL_NAME) == ModelName.BEST_MODEL:
-            data = session.best()
-            if data is None:
-                self.log_info(fl_ctx, "No best local model is kept (keep_best_local): the last is sent.")
-        data = data or session.snapshot()
+    def _submit(self, task_name: str, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        session, gate = self._prepared(fl_ctx)
+        asks_best = shareable.get_header(AppConstants.SUBMIT_MODEL_NAME) == ModelName.BEST_MODEL
+        data = session.best() if asks_best else None
+        gate.check_submission(task_name, data is not None or session.has_own_result)
+        if asks_best and data is None:
+            self.log_info(fl_ctx, "No best local model is kept (keep_best_local): the last is sent.")
+        data = rounded(data or session.snapshot(), gate.policy.leaves.precision)
         return DXO(DataKind.WEIGHTS, data=data, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1}).to_shareable()
 
     def _result(
         self,
+        gate: AcceptedTraining,
         new: weights.StateDict,
         received: Mapping[str, Any],
         report: RoundReport,
         metrics: dict[str, float],
     ) -> Shareable:
         is_full = self.params_type == "FULL"
+        sent = new if is_full else weights.difference(new, received)
         dxo = DXO(
             DataKind.WEIGHTS if is_full else DataKind.WEIGHT_DIFF,
-            data=new if is_full else weights.difference(new, received),
+            data=rounded(sent, gate.policy.leaves.precision),
             meta={
                 MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_examples,
-                MetaKey.INITIAL_METRICS: finite({**metrics, "train_loss": report.train_loss}),
+                MetaKey.INITIAL_METRICS: gate.told_metrics(
+                    finite({**metrics, "train_loss": report.train_loss})
+                ),
             },
         )
         return dxo.to_shareable()
 
-    def _prepared(self, fl_ctx: FLContext) -> SFTSession:
-        if self._session is None:
-            run_dir, app_dir = folders_of(fl_ctx)
-            self._session = SFTSession(self._settings(app_dir), run_dir, self._stream)
-        return self._session
+    def _prepared(self, fl_ctx: FLContext) -> tuple[SFTSession, AcceptedTraining]:
+        if self._session is None or self._gate is None:
+            self._gate = gate = self._accepted(fl_ctx)
+            self._session = SFTSession(_settings_of(gate), folders_of(fl_ctx)[0], self._stream, self._rounds)
+            self._tell_loss(self._session.rounds_lost, fl_ctx)
+        return self._session, self._gate
+
+    def _tell_loss(self, num_rounds: int, fl_ctx: FLContext) -> None:
+        if num_rounds:
+            self.log_warning(
+                fl_ctx,
+                f"A failed task ended the training, and its last {num_rounds} rounds left no state on disk "
+                f"(checkpoint={self.checkpoint!r}): the optimizer and the order of the rows go on from the "
+                "state before them, or start anew; the learning rate's schedule goes on where it was.",
+            )
 
     def _settle(self, fl_ctx: FLContext) -> None:
         """The simulator may end this process next. A site's own process writes while it is idle."""
@@ -243,36 +290,37 @@ class HFSFTExecutor(Executor):
                 if self._session:
                     self._session.settle()
 
-    def _settings(self, app_dir: Path) -> TrainingSettings:
-        model = given("model_name_or_path", self.model_name_or_path)
-        local_model = app_dir / model
-        return TrainingSettings(
-            model_name_or_path=str(local_model) if local_model.is_dir() else model,
-            train_data=app_dir / given("train_data", self.train_data),
-            eval_data=None if self.eval_data is None else app_dir / given("eval_data", self.eval_data),
-            sft_config=self.sft_config or {},
-            peft_config=self.peft_config,
-            model_kwargs=self.model_kwargs or {},
-            local_epochs=self.local_epochs,
-            local_steps=self.local_steps,
-            params_type=self.params_type,
-            optimizer_state=self.optimizer_state,
-            checkpoint=self.checkpoint,
-            keep_best_local=self.keep_best_local,
-        )
+    def _accepted(self, fl_ctx: FLContext) -> AcceptedTraining:
+        policy = policy_of(fl_ctx)
+        for name in (
+            "model_name_or_path",
+            "train_data",
+            *(["eval_data"] if self.eval_data is not None else []),
+        ):
+            given(name, getattr(self, name))
+        names = [field.name for field in fields(TrainingSettings) if hasattr(self, field.name)]
+        arguments = {name: getattr(self, name) for name in names}
+        return accept_training(arguments, policy, places_of(fl_ctx, policy))
 
     def _stream(self, tag: str, value: float, step: int) -> None:
-        if self._engine is None:
+        point = self._gate.told_curve(tag, value) if self._gate else None
+        if self._engine is None or point is None:
             return
-        dxo = create_analytic_dxo(tag=tag, value=value, data_type=AnalyticsDataType.SCALAR, global_step=step)
+        dxo = create_analytic_dxo(tag=tag, value=point, data_type=AnalyticsDataType.SCALAR, global_step=step)
         with self._engine.new_context() as fl_ctx:
             send_analytic_dxo(self, dxo, fl_ctx)
 
     def _failed(self, code: str, task_name: str, error: Exception, fl_ctx: FLContext) -> Shareable:
-        site, cause = fl_ctx.get_identity_name(), f"{type(error).__name__}: {error}"
+        site, cause = fl_ctx.get_identity_name(), told(fl_ctx, error)
         reason = f"Task '{task_name}' failed at site '{site}': {cause}"
-        self.log_exception(fl_ctx, reason)
-        return make_reply(code, headers={ERROR_HEADER: reason})
+        # FLARE's kits stream error_log.txt to the server; what a library says may quote data.
+        self.log_error(fl_ctx, reason)
+        self.logger.warning("Task '%s' failed:\n%s", task_name, traceback_of(error))
+        if isinstance(error, PolicyError):
+            audit(fl_ctx, error)
+        reply = make_reply(code, headers={ERROR_HEADER: reason})
+        # FLARE's model selector prints a traceback for a reply that is no DXO.
+        return DXO(DataKind.METRICS, data={}).update_shareable(reply)
 
     def _log_round(self, report: RoundReport, metrics: dict[str, float], fl_ctx: FLContext) -> None:
         seen = f", global model's eval_loss {metrics['eval_loss']:.4f}" if metrics else ""
@@ -286,6 +334,18 @@ class HFSFTExecutor(Executor):
     def _close(self, job_is_over: bool = False) -> None:
         session, self._session = self._session, None
         if session:
+            self._rounds = session.rounds
             session.close()
             if job_is_over:
                 session.forget()
+
+
+def _settings_of(gate: AcceptedTraining) -> TrainingSettings:
+    """What a job trains with, held to what this machine gives it."""
+    model, limits = gate.model, gate.policy.limits
+    is_known = model.folder is not None and (model.folder / "config.json").is_file()
+    if is_known or (model.folder is None and limits.model_gib is not None):
+        size = size_of(model.name_or_path, gate.settings.get("model_kwargs") or {})
+        gate.check_model(size.num_weights, size.num_bytes)
+    settings = TrainingSettings(**gate.settings, row_limits=RowLimits(**gate.row_limits))
+    return replace(settings, num_processes=held_processes(processes_for(settings), limits))

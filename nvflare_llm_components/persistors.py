@@ -1,15 +1,14 @@
 """The server's global model as a folder that Hugging Face opens: FLARE's persistor and model locator."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from nvflare.apis.dxo import DXO
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.model import (
     ModelLearnable,
     ModelLearnableKey,
@@ -25,23 +24,34 @@ from nvflare.app_common.model_desc import ModelDescriptor
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components.checkpoint.contributions import NonFiniteResults
-from nvflare_llm_components.checkpoint.errors import CheckpointError, NonFiniteError
-from nvflare_llm_components.checkpoint.global_models import BEST, LAST, GlobalModels, earlier_model
-from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
-from nvflare_llm_components.checkpoint.source import locate
-from nvflare_llm_components.checkpoint.start import Start, start_from
-from nvflare_llm_components.conventions import ERROR_HEADER, WIRE_MARKER, is_server
-from nvflare_llm_components.memory import give_back, keep_large_buffers_apart
-from nvflare_llm_components.persistor_context import (
-    KEY_METRIC,
-    loss_of,
-    release_result,
-    tensor_of,
-    weights_of,
+from nvflare_llm_components.checkpoint.global_models import (
+    BEST,
+    FOLDER,
+    LAST,
+    GlobalModels,
+    resumed_model,
 )
+from nvflare_llm_components.checkpoint.initial_model import InitialModel, load_initial_model
+from nvflare_llm_components.checkpoint.key_metric import KeyMetric
+from nvflare_llm_components.checkpoint.mapped import share_on_deepcopy
+from nvflare_llm_components.flare.gate import ResultGate
+from nvflare_llm_components.flare.headers import is_server
+from nvflare_llm_components.flare.memory import give_back, keep_large_buffers_apart
+from nvflare_llm_components.flare.peers import inside_only
+from nvflare_llm_components.flare.results import metrics_of, release_result
+from nvflare_llm_components.flare.rounds import ROUND_RECORD
+from nvflare_llm_components.flare.site import (
+    accepted_adapter,
+    accepted_folder,
+    accepted_run,
+    accepted_size,
+    accepted_start,
+    accepted_write,
+)
+from nvflare_llm_components.policy.results import ExpectedTensors, ResultRules
+from nvflare_llm_components.tensors.convert import tensor_of
+from nvflare_llm_components.tensors.errors import CheckpointError
 
-FOLDER = "global_model"
 SOURCE = "source"
 ALIASES = {"FL_global_model.pt": LAST, "best_FL_global_model.pt": BEST}
 MODEL_FORMAT = "safetensors"
@@ -66,6 +76,8 @@ class SafetensorsModelPersistor(ModelPersistor):
         seed: int = 0,
         resume_from: str | None = None,
         initial_weights: str = "server",
+        results: dict[str, Any] | None = None,
+        trainable: list[str] | None = None,
     ):
         """Store the settings; nothing is read before the job asks for its model.
 
@@ -81,6 +93,11 @@ class SafetensorsModelPersistor(ModelPersistor):
                 best stays the best until there is a better one.
             initial_weights: "server", or "sites" where FLARE's `InitializeGlobalWeights` fetches them from a
                 site; the server's folder then gives names, shapes and what is saved beside the weights.
+            results: what a site's result may be: "data_kind" ("WEIGHTS" or "WEIGHT_DIFF"; by default what the
+                job's client configuration says), "max_weight" in the average (1e9 examples), "equal_weights"
+                (false), "also_meta" (keys of its meta that a controller of the job needs). A result that is
+                something else, or does not have the model's tensors, all finite, costs its site the round.
+            trainable: the executors' patterns of names that train; saved folders hold the other tensors too.
         """
         super().__init__()
         self.model_name_or_path = model_name_or_path
@@ -91,10 +108,12 @@ class SafetensorsModelPersistor(ModelPersistor):
         self.seed = seed
         self.resume_from = resume_from
         self.initial_weights = initial_weights
-        self._start: Start | None = None
+        self.results = results
+        self.trainable = trainable
+        self._initial: InitialModel | None = None
         self._models: GlobalModels | None = None
-        self._losses: dict[str, dict[str, float]] = {}
-        self._non_finite = NonFiniteResults()
+        self._evaluated: dict[str, dict[str, dict[str, float]]] = {}
+        self._gate = ResultGate()
         fobs.register(TensorDecomposer)
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
@@ -102,58 +121,77 @@ class SafetensorsModelPersistor(ModelPersistor):
 
         Raises:
             CheckpointError: if it can't be read, or doesn't fit its configuration, or the settings are wrong.
+            PolicyError: if `results` is not what it may be, or the model is larger than this machine takes.
         """
+        ResultRules.of(self.results)
         keep_large_buffers_apart()
         if self.initial_weights not in ("server", "sites"):
             raise CheckpointError(
                 f'initial_weights: expected "server" or "sites", found {self.initial_weights!r}.'
             )
-        start = self._started()
+        start = self._initial_model(fl_ctx)
         self._global_models(fl_ctx)
         if self.initial_weights == "sites":
             self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors, to come from a site")
             return make_model_learnable({}, {})
-        self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors from {self.model_name_or_path}")
+        self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors from {self._start(fl_ctx)}")
         return make_model_learnable(dict(start.weights), {})
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
         """Save the global model as `last`, and give the controller the saved file's tensors for its own.
 
         Raises:
-            CheckpointError: if the model is empty, partial, mis-shaped or not finite (then naming the sites
-                that sent such values), or the disk is full; `last` stays as it was.
+            CheckpointError: if the model is empty, partial, mis-shaped or not finite, or the disk is full,
+                with what was refused in its round; `last` stays as it was.
+            PolicyError: if less of the disk is free than must be.
         """
         weights = model[ModelLearnableKey.WEIGHTS]
         record = self._record(fl_ctx, fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
         models = self._global_models(fl_ctx)
+        accepted_write(fl_ctx, models.root.parent)
         try:
             saved = models.save_last({name: tensor_of(value) for name, value in weights.items()}, record)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error} {self._non_finite.sentence(record['round'])}".rstrip()) from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} {self._gate.sentence(record['round'])}".rstrip()) from error
         finally:
-            self._non_finite.forget()
+            self._gate.forget()
+        for alias in weights.keys() - saved.keys():
+            del weights[alias]
         # A controller that keeps NumPy arrays goes on with them.
-        weights.update({name: saved[name] for name in weights if isinstance(weights[name], torch.Tensor)})
+        weights.update(
+            {name: kept for name, kept in saved.items() if isinstance(weights.get(name, kept), torch.Tensor)}
+        )
         self.log_info(fl_ctx, f"Global model of round {record['round']} saved in {models.root}")
         give_back()
 
+    @inside_only
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Keep the best model; look at each site's result before it counts, and let go of it after."""
-        if event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
+        if event_type == EventType.START_RUN and self.initial_weights == "sites" and is_server(fl_ctx):
+            # Results come before FLARE asks for the model. Built only at the first of them, it would hold up
+            # the other sites beyond the seconds that they give the server for an answer.
+            with suppress(Exception):  # told in load_model, where it ends the job
+                self._initial_model(fl_ctx)
+        elif event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
             self._save_best(fl_ctx)
         elif event_type == AppEventType.VALIDATION_RESULT_RECEIVED:
             self._note_validation(fl_ctx)
-        elif event_type == EventType.END_RUN and self._losses:
-            verdict = self._global_models(fl_ctx).judge_last(KEY_METRIC, self._losses)
-            self.log_info(fl_ctx, verdict or f"Evaluated: {self._losses}")
-        elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
+        elif event_type == EventType.END_RUN and self._evaluated:
+            verdict = self._global_models(fl_ctx).judge_last(self._evaluated)
+            self.log_info(fl_ctx, verdict or f"Evaluated: {self._evaluated}")
+        elif event_type == EventType.BEFORE_TASK_DATA_FILTER and is_server(fl_ctx):
+            self._gate.note_task(fl_ctx)
+        elif event_type == EventType.AFTER_TASK_RESULT_FILTER and is_server(fl_ctx):
             self._inspect_result(fl_ctx)
+        elif event_type == AppEventType.BEFORE_CONTRIBUTION_ACCEPT and not is_server(fl_ctx):
+            if reason := self._gate.inspect_contribution(lambda: self._expected(fl_ctx), fl_ctx):
+                self.log_error(fl_ctx, reason)
         elif event_type == EventType.AFTER_PROCESS_SUBMISSION:
             release_result(fl_ctx)
 
     def get_model_inventory(self, fl_ctx: FLContext) -> dict[str, ModelDescriptor]:
         """Return what can be had by `get_model`: source, then last and best where they were saved."""
-        found = {SOURCE: locate(self.model_name_or_path), **self._global_models(fl_ctx).folders()}
+        found = {SOURCE: self._initial_model(fl_ctx).folder, **self._global_models(fl_ctx).folders()}
         return {
             name: ModelDescriptor(name=name, location=str(folder), model_format=MODEL_FORMAT, props={})
             for name, folder in found.items()
@@ -174,40 +212,43 @@ class SafetensorsModelPersistor(ModelPersistor):
         inventory = self.get_model_inventory(fl_ctx)
         if name not in inventory:
             raise ValueError(f"Model '{model_file}': expected one of {list(inventory)}, found no such model.")
-        weights = self._started().weights if name == SOURCE else self._global_models(fl_ctx).load(name)
+        weights = (
+            self._initial_model(fl_ctx).weights if name == SOURCE else self._global_models(fl_ctx).load(name)
+        )
         return make_model_learnable(dict(weights), {})
 
-    def _started(self) -> Start:
-        if self._start is None:
-            if self.resume_from is None:
-                self._start = start_from(self.model_name_or_path, self.peft_config, self.seed)
-            else:
-                self._start = start_from(str(self._earlier_model()), self.peft_config, self.seed)
-            share_on_deepcopy(self._start.weights)
-        return self._start
+    def _initial_model(self, fl_ctx: FLContext) -> InitialModel:
+        if self._initial is None:
+            accepted_adapter(fl_ctx, self.peft_config)
+            start = load_initial_model(self._start(fl_ctx), self.peft_config, self.seed, self.trainable)
+            accepted_size(fl_ctx, sum(value.numel() for value in start.weights.values()))
+            self._initial = start
+            share_on_deepcopy(self._initial.weights)
+        return self._initial
 
     def _global_models(self, fl_ctx: FLContext) -> GlobalModels:
         if self._models is None:
             run_dir = fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id())
             self._models = GlobalModels(
                 Path(run_dir) / FOLDER,
-                self._started(),
+                self._initial_model(fl_ctx),
                 keep=self.keep,
                 save_dtype=self.save_dtype,
                 max_shard_size=self.max_shard_size,
             )
             if self.resume_from is not None:
-                self._models.take_over(self._earlier_model().parent)
+                self._models.take_over(self._resumed_model(fl_ctx).parent)
         return self._models
 
-    def _earlier_model(self) -> Path:
-        model = earlier_model(Path(str(self.resume_from)) / FOLDER)
-        if model is None:
-            raise CheckpointError(
-                f"resume_from: expected a saved model below {self.resume_from}/{FOLDER}, found none. Give "
-                "the server's run directory of the earlier job, or leave resume_from out."
-            )
-        return model
+    def _start(self, fl_ctx: FLContext) -> str | None:
+        """What this run starts from: the model named, or the one that an earlier run has come to."""
+        if self.resume_from is None:
+            return accepted_start(fl_ctx, self.model_name_or_path)
+        return str(self._resumed_model(fl_ctx))
+
+    def _resumed_model(self, fl_ctx: FLContext) -> Path:
+        run = accepted_run(fl_ctx, "resume_from", str(self.resume_from), may_be_brought=True)
+        return accepted_folder(fl_ctx, resumed_model(str(run)))
 
     def _save_best(self, fl_ctx: FLContext) -> None:
         """Save the model that the sites have just evaluated: the result of the round before this one."""
@@ -217,51 +258,40 @@ class SafetensorsModelPersistor(ModelPersistor):
         evaluated_in = fl_ctx.get_prop(SwarmConstant.ROUND, fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
         record = self._record(fl_ctx, evaluated_in - 1)
         record["metrics"] = dict(info.get("best_metrics", {}))
-        lower_is_better = info.get("key_metric", {}).get("mode") == "min"
+        key = KeyMetric.of(info) if record["metrics"] else None
         tensors = {name: tensor_of(value) for name, value in evaluated.items()}
-        if self._global_models(fl_ctx).save_best(tensors, record, lower_is_better):
+        if self._global_models(fl_ctx).save_best(tensors, record, key):
             self.log_info(fl_ctx, f"Best global model: round {record['round']}, {record['metrics']}")
 
     def _record(self, fl_ctx: FLContext, saved_round: int) -> dict[str, Any]:
         stats = fl_ctx.get_prop(AppConstants.AGGREGATION_STATS) or {}
         sites = sorted(stats.get("contributors", []))
-        return {
+        record = {
             "round": saved_round,
             "job_id": fl_ctx.get_job_id(),
             "metrics": {},
             "parents": {"source": self.model_name_or_path, "sites": sites},
         }
+        told = fl_ctx.get_prop(ROUND_RECORD)
+        return {**record, "round_log": told} if told and told["round"] == saved_round else record
 
     def _note_validation(self, fl_ctx: FLContext) -> None:
-        """Remember a site's loss of one of our models, for the verdict when the run ends."""
+        """Remember a site's metrics of one of our models, for the verdict when the run ends."""
         owner = str(fl_ctx.get_prop(AppConstants.MODEL_OWNER))
-        loss = loss_of(fl_ctx.get_prop(AppConstants.VALIDATION_RESULT))
-        if owner.startswith(SERVER_PREFIX) and loss is not None:
+        metrics = metrics_of(fl_ctx.get_prop(AppConstants.VALIDATION_RESULT))
+        if owner.startswith(SERVER_PREFIX) and metrics:
             site = str(fl_ctx.get_prop(AppConstants.DATA_CLIENT))
-            self._losses.setdefault(owner.removeprefix(SERVER_PREFIX), {})[site] = loss
+            self._evaluated.setdefault(owner.removeprefix(SERVER_PREFIX), {})[site] = metrics
 
     def _inspect_result(self, fl_ctx: FLContext) -> None:
-        """Log why a site failed, note what isn't finite, and end the job where a result is still encoded."""
-        result = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
-        if not isinstance(result, Shareable):
-            return
-        if reason := result.get_header(ERROR_HEADER):
-            self.log_error(fl_ctx, str(reason))
-        elif dxo := weights_of(result):
-            site = fl_ctx.get_peer_context().get_identity_name()
-            if dxo.get_meta_prop(WIRE_MARKER) is not None:
-                self._end_for_encoded(site, fl_ctx)
-            elif is_server(fl_ctx):
-                self._non_finite.note(site, result.get_header(AppConstants.CURRENT_ROUND), dxo.data)
+        """Let the gate check a result, and log why it refused it, or why its site failed."""
+        if reason := self._gate.inspect(lambda: self._expected(fl_ctx), fl_ctx):
+            self.log_error(fl_ctx, reason)
 
-    def _end_for_encoded(self, site: str, fl_ctx: FLContext) -> None:
-        """End the job: an average of encoded results is noise."""
-        self.system_panic(
-            f"Result of task '{fl_ctx.get_prop(FLContextKey.TASK_NAME)}' from site '{site}': expected full "
-            "precision, found it still encoded. PrecisionDequantizeFilter is missing from the server's "
-            "task_result_filters for this task.",
-            fl_ctx,
-        )
+    def _expected(self, fl_ctx: FLContext) -> tuple[ResultRules, ExpectedTensors]:
+        start = self._initial_model(fl_ctx)
+        specs = {name: (tuple(value.shape), value.dtype) for name, value in start.weights.items()}
+        return ResultRules.of(self.results), ExpectedTensors(specs, start.aliases)
 
 
 class SafetensorsModelLocator(ModelLocator):

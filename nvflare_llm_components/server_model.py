@@ -4,11 +4,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_context import FLContext
 
-from nvflare_llm_components.checkpoint.start import start_from
+from nvflare_llm_components.checkpoint.global_models import resumed_model
+from nvflare_llm_components.checkpoint.initial_model import load_initial_model
+from nvflare_llm_components.flare.peers import inside_only
+from nvflare_llm_components.flare.site import accepted_adapter, accepted_folder, accepted_run, accepted_start
+from nvflare_llm_components.policy.schema import PolicyError
+from nvflare_llm_components.tensors.errors import ReportableError
 
 
-class SafetensorsModule(torch.nn.Module):
+class SafetensorsModule(torch.nn.Module, FLComponent):
     """Parameters of a checkpoint under its own names, without the model's code and without a forward pass.
 
     FLARE's FedOpt steps an optimizer over the ``named_parameters()`` of such a component, and takes the new
@@ -17,7 +25,13 @@ class SafetensorsModule(torch.nn.Module):
     """
 
     def __init__(
-        self, *, model_name_or_path: str, peft_config: dict[str, Any] | None = None, seed: int = 0
+        self,
+        *,
+        model_name_or_path: str,
+        peft_config: dict[str, Any] | None = None,
+        seed: int = 0,
+        resume_from: str | None = None,
+        trainable: list[str] | None = None,
     ) -> None:
         """Store the settings; give the same ones to the job's `SafetensorsModelPersistor`.
 
@@ -25,17 +39,41 @@ class SafetensorsModule(torch.nn.Module):
             model_name_or_path: folder or hub name of a model, or folder of an adapter to go on with.
             peft_config: settings of a fresh adapter for `peft.get_peft_config`, with its `peft_type`.
             seed: of a fresh adapter's values.
+            resume_from: the server's run directory of an earlier job, whose last model is started from.
+            trainable: the executors' patterns of names that train; None trains all.
         """
-        super().__init__()
+        torch.nn.Module.__init__(self)
+        FLComponent.__init__(self)
         self.model_name_or_path = model_name_or_path
         self.peft_config = peft_config
         self.seed = seed
+        self.resume_from = resume_from
+        self.trainable = trainable
+        self._accepted: str | ReportableError | None = PolicyError(
+            "SafetensorsModule: expected a job that has started, found none: the policy is not known."
+        )
+
+    @inside_only
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Hold the settings against the server's policy. FLARE swallows what a handler raises: it is kept."""
+        if event_type != EventType.START_RUN:
+            return
+        try:
+            accepted_adapter(fl_ctx, self.peft_config)
+            if self.resume_from is None:
+                self._accepted = accepted_start(fl_ctx, self.model_name_or_path)
+            else:
+                run = accepted_run(fl_ctx, "resume_from", self.resume_from, may_be_brought=True)
+                self._accepted = str(accepted_folder(fl_ctx, resumed_model(str(run))))
+        except ReportableError as error:
+            self._accepted = error
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """As ``torch.nn.Module`` does; float32 masters by checkpoint name.
 
         Raises:
             CheckpointError: if the model can't be read, or doesn't fit its configuration.
+            PolicyError: if the server's policy lets no job use it.
         """
         self._read()
         return super().named_parameters(*args, **kwargs)
@@ -48,7 +86,9 @@ class SafetensorsModule(torch.nn.Module):
     def _read(self) -> None:
         if self._modules or self._parameters:
             return
-        start = start_from(self.model_name_or_path, self.peft_config, self.seed)
+        if isinstance(self._accepted, ReportableError):
+            raise self._accepted
+        start = load_initial_model(self._accepted, self.peft_config, self.seed, self.trainable)
         for name, value in start.weights.items():
             self._place(name, value)
 

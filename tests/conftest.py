@@ -15,6 +15,13 @@ from tests.tasks import NUM_ROWS, SFT
 from tests.tiny import save_tiny_model, write_rows
 
 
+@pytest.fixture(autouse=True)
+def _places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The site of the tests lets jobs use what the tests have made, and nothing else."""
+    for name in ("NVFLARE_LLM_MODEL", "NVFLARE_LLM_DATA"):
+        monkeypatch.setenv(name, str(tmp_path_factory.getbasetemp()))
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
@@ -35,6 +42,13 @@ def fl_ctx(tmp_path: Path) -> FLContext:
     context.set_prop(ReservedKey.RUN_NUM, "job", private=False)
     context.set_prop(ReservedKey.IDENTITY_NAME, "site-1", private=False)
     return context
+
+
+@pytest.fixture
+def named_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model, as the one that the site's environment names: it may be sent out as it is."""
+    monkeypatch.setenv("NVFLARE_LLM_MODEL", str(model))
+    return model
 
 
 @pytest.fixture

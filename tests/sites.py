@@ -22,17 +22,17 @@ class Site:
         panic: reason of a FATAL_SYSTEM_ERROR, if there was one.
     """
 
-    def __init__(self, folder: Path, name: str, *components: FLComponent) -> None:
+    def __init__(self, folder: Path, name: str, *components: FLComponent, job_id: str = JOB_ID) -> None:
         for part in ("startup", "local"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         self._workspace = Workspace(str(folder), name)
-        self.run_dir = Path(self._workspace.get_run_dir(JOB_ID))
+        self.run_dir = Path(self._workspace.get_run_dir(job_id))
         self.run_dir.mkdir(exist_ok=True)
         self._components = list(components)
         self.events: list[str] = []
         self.panic: str | None = None
         kind = ProcessType.SERVER_JOB if name == "server" else ProcessType.CLIENT_JOB
-        self._manager = FLContextManager(self, name, JOB_ID, {}, {FLContextKey.PROCESS_TYPE: kind})
+        self._manager = FLContextManager(self, name, job_id, {}, {FLContextKey.PROCESS_TYPE: kind})
         self.fire_event(EventType.START_RUN, self.new_context())
 
     def get_workspace(self) -> Workspace:

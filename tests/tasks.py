@@ -10,7 +10,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 from safetensors.torch import load_file
 
-from nvflare_llm_components.conventions import ERROR_HEADER
+from nvflare_llm_components.flare.headers import ERROR_HEADER
 
 SFT = {"per_device_train_batch_size": 4, "logging_steps": 1, "max_length": 64, "learning_rate": 1e-2}
 NUM_ROWS = 10

@@ -1,8 +1,11 @@
 """Holds the import rule of the package: floors and columns, and nothing heavy at import."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,63 +23,24 @@ THIRD_PARTY = {
     "typer",
     "matplotlib",
 }
-HALL = {
-    "aggregators",
-    "checkpoint",
-    "conventions",
-    "data",
-    "executor_context",
-    "executors",
-    "filter_context",
-    "filters",
-    "memory",
-    "persistor_context",
-    "persistors",
-    "quantization",
-    "server_model",
-    "tools",
-    "training",
-}
 
-# part of the package: (parts of ours it may import, watched third-party packages it may not)
-RULES: dict[str, tuple[set[str], set[str]]] = {
-    "__init__": (set(), THIRD_PARTY),
-    "training": ({"training"}, {"nvflare", "typer", "matplotlib"}),
-    "quantization": (
-        {"quantization"},
-        {"nvflare", "transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
-    ),
-    "checkpoint": ({"checkpoint"}, {"nvflare", "trl", "datasets", "typer", "matplotlib"}),
-    "aggregators": (set(), {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
-    "conventions": (set(), THIRD_PARTY - {"nvflare"}),
-    "executor_context": (
-        {"conventions"},
-        {"torch", "transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
-    ),
-    "executors": ({"conventions", "executor_context", "memory", "training"}, {"trl", "typer", "matplotlib"}),
-    "filter_context": (
-        {"conventions", "quantization"},
-        {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
-    ),
-    "filters": (
-        {"conventions", "filter_context", "memory", "quantization"},
-        {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
-    ),
-    "memory": (set(), THIRD_PARTY),
-    "persistor_context": (
-        {"conventions", "memory"},
-        {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
-    ),
-    "persistors": (
-        {"checkpoint", "conventions", "memory", "persistor_context"},
-        {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"},
-    ),
-    "server_model": ({"checkpoint"}, {"transformers", "trl", "peft", "datasets", "typer", "matplotlib"}),
-    "data": ({"data"}, {"nvflare", "trl", "peft", "typer"}),
-    "tools": (HALL, {"typer"}),
-    "cli": (HALL, {"torch", "transformers", "trl", "matplotlib"}),
-}
 
+def _table() -> dict[str, tuple[set[str], set[str]]]:
+    """Room: (rooms it may import beside itself, third-party packages it may not), as CONTRIBUTING.md says."""
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]*\|([^|]*)\|([^|]*)\|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M
+    )
+    every = {name for name, *_ in rows}
+    rules = {}
+    for name, imports, refused in rows:
+        rooms = set(re.findall(r"`([\w*]+)`", imports))
+        packages = THIRD_PARTY if refused.strip() == "all" else set(refused.split())
+        assert packages <= THIRD_PARTY, f"{name}: {packages - THIRD_PARTY} is not watched"
+        rules[name] = ((every if "*" in rooms else rooms) | {name}, packages)
+    return rules
+
+
+RULES = _table()
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 
@@ -95,8 +59,24 @@ def imports_of(module: Path) -> set[tuple[str, ...]]:
     return found
 
 
-def test_every_module_is_named_in_the_table():
+def test_every_room_stands_in_the_table_of_contributing():
     assert {part_of(module) for module in MODULES} == set(RULES)
+
+
+def test_the_map_is_the_same_in_the_package_and_in_contributing():
+    docstring = ast.get_docstring(ast.parse((ROOT / PACKAGE / "__init__.py").read_text())) or ""
+    (block,) = re.findall(r"```\n(floor 2.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    assert block == "".join(f"{line.strip()}\n" for line in docstring.splitlines() if line in indented(block))
+
+
+def indented(block: str) -> list[str]:
+    return [f"    {line}" for line in block.splitlines()]
+
+
+def test_the_rooms_have_no_circle():
+    graph = {room: ours - {room} for room, (ours, _) in RULES.items() if room not in ("tools", "cli")}
+    graph["tools"] = graph["cli"] = set()
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT / PACKAGE)))
@@ -106,6 +86,24 @@ def test_module_keeps_to_its_column(module: Path):
         if imported[0] == PACKAGE and len(imported) > 1:
             assert imported[1] in ours | {"__version__"}, f"{module.name} imports {'.'.join(imported)}"
         assert imported[0] not in refused, f"{module.name} imports {'.'.join(imported)}"
+
+
+@pytest.mark.parametrize(
+    "package", sorted({m.parent for m in MODULES} - {ROOT / PACKAGE}), ids=lambda p: p.name
+)
+def test_a_packages_docstring_is_a_reading_order(package: Path):
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    modules |= {path.parent.name for path in package.glob("*/__init__.py")}
+    assert {module for module in modules if f"`.{module}`" not in docstring} == set()
+
+
+def test_no_room_is_above_a_quarter_of_the_package():
+    lines = Counter[str]()
+    for module in MODULES:
+        lines[part_of(module)] += module.read_text().count("\n")
+    (largest, size), *_ = lines.most_common()
+    assert size <= lines.total() / 4, f"{largest}: {size} of {lines.total()} lines"
 
 
 def test_importing_the_package_loads_nothing_heavy():

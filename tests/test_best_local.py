@@ -11,8 +11,8 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants, ModelName
 
-from nvflare_llm_components.conventions import ERROR_HEADER
 from nvflare_llm_components.executors import HFSFTExecutor
+from nvflare_llm_components.flare.headers import ERROR_HEADER
 from nvflare_llm_components.training.best import BestModel
 from tests.tasks import result, task, weights_of
 
@@ -77,7 +77,7 @@ def test_the_best_needs_data_to_be_told_by(make, model, fl_ctx):
 
 def test_a_half_written_or_diverged_model_is_never_the_best(tmp_path):
     best = BestModel(tmp_path / "best_local.safetensors")
-    (tmp_path / "best_local.writing").write_text("half")
+    (tmp_path / ".best_local.safetensors.partial").write_text("half")
     assert best.read() is None
     for loss in (float("nan"), 2.0, 3.0, float("nan")):
         best.offer(loss, {"weight": torch.tensor([loss])})

@@ -38,15 +38,47 @@ def test_partition_says_what_it_wrote(run, dolly, tmp_path):
 
 
 def test_allow_says_what_it_did_and_does_it_once(run, tmp_path):
-    assert "added 'nvflare_llm_components.'" in run("allow", tmp_path).output
+    assert "nvflare_llm_components.executors.HFSFTExecutor" in run("allow", tmp_path, "--new").output
     again = run("allow", tmp_path)
     assert again.exit_code == 0
     assert "nothing changed" in again.output
 
 
+def test_job_writes_what_was_chosen_and_says_so(run, tmp_path):
+    options = ["--sites", "5", "--precision", "int8", "--lora", "r=16", "--quorum", "4", "--evaluate-final"]
+    options += ["--lr", "2e-5", "--per-site", "site-3.batch_size=2", "--model", "/m", "--data", "/d"]
+    result = run("job", "sft", *options, "--out", tmp_path / "mine")
+    assert result.exit_code == 0, result.output
+    assert "5 sites" in result.output
+    assert f"nvflare-llm check {tmp_path / 'mine'}" in result.output
+    server = json.loads((tmp_path / "mine/app/config/config_fed_server.json").read_text())
+    assert (server["num_clients"], server["quorum"], server["precision"]) == (5, 4, "int8")
+    assert server["peft_config"]["r"] == 16
+    client = json.loads((tmp_path / "mine/app_site-3/config/config_fed_client.json").read_text())
+    assert (client["batch_size"], client["learning_rate"]) == (2, 2e-5)
+
+
+def test_choices_can_be_written_edited_and_read_again(run, tmp_path):
+    assert run("job", "sft_int8", "--out", tmp_path / "a.toml").exit_code == 0
+    text = (tmp_path / "a.toml").read_text()
+    (tmp_path / "a.toml").write_text(text.replace("# rounds = 3", "rounds = 7"))
+    assert "7 rounds" in run("job", tmp_path / "a.toml", "--out", tmp_path / "job").output
+
+
 def test_every_verb_is_listed(run):
     output = run("--help").output
-    for verb in ("prepare", "partition", "allow", "demo", "baseline", "plot", "sizes", "traffic", "resume"):
+    for verb in (
+        "prepare",
+        "partition",
+        "allow",
+        "job",
+        "demo",
+        "baseline",
+        "plot",
+        "sizes",
+        "traffic",
+        "resume",
+    ):
         assert f" {verb} " in output
 
 
@@ -77,6 +109,14 @@ def test_a_failed_job_has_code_1(run, tmp_path, monkeypatch):
         ["traffic", "nowhere"],
         ["resume", "nowhere", "--out", "x"],
         ["demo", "--jobs", "nowhere"],
+        ["job", "nowhere"],
+        ["check", "nowhere", "--sites", "a"],
+        ["run", "nowhere", "--sites", "a"],
+        ["report", "nowhere"],
+        ["generate", "nowhere", "--prompt", "?"],
+        ["merge", "nowhere", "--out", "x"],
+        ["evaluate", "nowhere", "nowhere.jsonl"],
+        ["partition", "nowhere", "--sites", "2"],
     ],
 )
 def test_a_missing_run_or_job_is_one_error_and_code_2(run, command):

@@ -12,8 +12,8 @@ from nvflare.apis.signal import Signal
 from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 from transformers import PreTrainedModel
 
-from nvflare_llm_components.conventions import ERROR_HEADER
 from nvflare_llm_components.executors import HFSFTExecutor
+from nvflare_llm_components.flare.headers import ERROR_HEADER
 from tests.tasks import result, task, weights_of
 
 WAIT_S = 30

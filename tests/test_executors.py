@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nvflare.apis.dxo import DataKind, MetaKey
+from nvflare.apis.dxo import DataKind, MetaKey, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
-from nvflare_llm_components.conventions import ERROR_HEADER
+from nvflare_llm_components.flare.headers import ERROR_HEADER
 from tests.tasks import LAST_ROUND, NUM_ROUNDS, NUM_ROWS, SFT, result, task, weights_of
 
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
@@ -74,7 +74,24 @@ def test_values_of_any_kind_train_alike(convert, make, model, fl_ctx):
     assert all(torch.equal(found.data[name], expected.data[name]) for name in expected.data)
 
 
-def test_adapters_travel_under_peft_names(make, fl_ctx):
+@pytest.mark.parametrize("params_type", ["FULL", "DIFF"])
+def test_a_stock_persistors_state_dict_trains_alike(params_type, make, model, fl_ctx):
+    """`PTFileModelPersistor` sends `model.state_dict()`, where a tied weight has each of its names."""
+    received = weights_of(model)
+    stock = dict(received)
+    stock["lm_head.weight"] = stock.pop("model.embed_tokens.weight")
+    found = [
+        result(make(params_type=params_type).execute("train", task(values), fl_ctx, Signal())).data
+        for values in (received, stock, {**received, "lm_head.weight": stock["lm_head.weight"].clone()})
+    ]
+    assert all(values.keys() == received.keys() for values in found)
+    assert all(torch.equal(values[name], found[0][name]) for values in found for name in received)
+    unequal = {**received, "lm_head.weight": stock["lm_head.weight"] + 1}
+    reply = make().execute("train", task(unequal), fl_ctx, Signal())
+    assert "lm_head.weight: expected the values of model.embed_tokens" in reply.get_header(ERROR_HEADER)
+
+
+def test_adapters_travel_under_peft_names(make, fl_ctx, named_model):
     executor = make(peft_config=LORA)
     first = result(executor.execute("get_weights", Shareable(), fl_ctx, Signal())).data
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in first
@@ -83,7 +100,7 @@ def test_adapters_travel_under_peft_names(make, fl_ctx):
     assert all(not torch.equal(trained[name], first[name]) for name in first)
 
 
-def test_validate_reports_the_received_model_and_keeps_its_own(make, model, fl_ctx):
+def test_validate_reports_the_received_model_and_keeps_its_own(make, model, fl_ctx, named_model):
     executor = make()
     zeros = {name: torch.zeros_like(value) for name, value in weights_of(model).items()}
     before = result(executor.execute("submit_model", Shareable(), fl_ctx, Signal())).data
@@ -156,6 +173,11 @@ def test_unusable_global_model_is_refused_by_name(change, words, make, model, fl
         ({"sft_config": {"lerning_rate": 2}}, ["sft_config", "lerning_rate"]),
         ({"model_kwargs": {"trust_remote_code": True}}, ["trust_remote_code"]),
         ({"params_type": "HALF"}, ["params_type", "HALF"]),
+        ({"num_processes": 1000}, ["num_processes", "1000"]),
+        ({"num_processes": "all"}, ["num_processes", "auto"]),
+        ({"sharding": "half"}, ["sharding", "half"]),
+        ({"model_kwargs": {"distributed_config": {"fsdp_size": 2}}}, ["distributed_config"]),
+        ({"sft_config": {"fsdp": "full_shard"}}, ["fsdp"]),
     ],
 )
 def test_wrong_arguments_fail_at_the_first_task_with_their_name(arguments, words, make, model, fl_ctx):
@@ -168,6 +190,8 @@ def test_a_message_still_encoded_names_the_missing_filter(make, model, fl_ctx):
     reply = make().execute("train", task(weights_of(model), nvflare_llm_precision={}), fl_ctx, Signal())
     assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
     assert "PrecisionDequantizeFilter" in reply.get_header(ERROR_HEADER)
+    # FLARE's model selector prints a traceback for a reply that is no DXO.
+    assert from_shareable(reply).data_kind == DataKind.METRICS
 
 
 def test_an_unknown_task_is_unsupported(make, fl_ctx):
@@ -184,6 +208,29 @@ def test_abort_ends_a_round_and_leaves_no_thread(make, model, fl_ctx):
     reply = executor.execute("train", task(weights_of(model)), fl_ctx, signal)
     assert reply.get_return_code() == ReturnCode.TASK_ABORTED
     assert "nvflare-llm-training" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_failed_task_without_a_state_on_disk_says_what_is_lost(make, model, fl_ctx, tmp_path, caplog):
+    executor = make(checkpoint="never", local_steps=2)
+    result(executor.execute("train", task(weights_of(model), 0), fl_ctx, Signal()))
+    broken = task(misshaped(weights_of(model)), 1)
+    assert executor.execute("train", broken, fl_ctx, Signal()).get_return_code() != ReturnCode.OK
+    with caplog.at_level("WARNING"):
+        result(executor.execute("train", task(weights_of(model), 1), fl_ctx, Signal()))
+    assert "its last 1 rounds left no state on disk (checkpoint='never')" in caplog.text
+    lines = map(json.loads, (tmp_path / "job" / "metrics.jsonl").read_text().splitlines())
+    rates = [line["learning_rate"] for line in lines if line["kind"] == "train"]
+    assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
+
+
+@pytest.mark.parametrize("name", ["current_round", "start_round", "num_rounds"])
+@pytest.mark.parametrize("value", [-1, 2**70, 1.5, "3", True])
+def test_a_header_that_is_no_number_of_a_round_is_refused(name, value, make, model, fl_ctx):
+    given = task(weights_of(model))
+    given.set_header(name, value)
+    reply = make().execute("train", given, fl_ctx, Signal())
+    assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
+    assert name in reply.get_header(ERROR_HEADER)
 
 
 def test_scaffold_is_refused_clearly(make, model, fl_ctx):
@@ -245,7 +292,7 @@ def test_an_abort_keeps_the_training_state_for_the_run_that_continues(
     assert kept == (["step-3"] if is_abort else [])
 
 
-def test_weights_are_there_before_any_training(make, model, fl_ctx):
+def test_weights_are_there_before_any_training(make, model, fl_ctx, named_model):
     shareable = Shareable()
     shareable.set_header(AppConstants.SUBMIT_MODEL_NAME, "best_model")
     for name in ("submit_model", "get_weights"):
@@ -253,7 +300,7 @@ def test_weights_are_there_before_any_training(make, model, fl_ctx):
         assert all(torch.equal(value, weights_of(model)[name]) for name, value in data.items())
 
 
-def test_a_server_without_a_model_starts_from_the_sites_own(make, model, fl_ctx):
+def test_a_server_without_a_model_starts_from_the_sites_own(make, model, fl_ctx, named_model):
     dxo = result(make().execute("train", task({}), fl_ctx, Signal()))
     assert dxo.data.keys() == weights_of(model).keys()
 

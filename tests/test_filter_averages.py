@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
 from nvflare_llm_components.quantization.lazy import LazyTensor
 
-PRECISIONS = ["fp16", "bf16", "int8", "nf4"]
+PRECISIONS = ["fp16", "bf16", "int8", "nf4", "int2"]
 
 
 def result(weights: torch.Tensor, precision: str) -> DXO:
-    shareable = DXO(DataKind.WEIGHTS, {"w": weights}).to_shareable()
+    shareable = DXO(DataKind.WEIGHT_DIFF, {"w": weights}).to_shareable()
     return from_shareable(PrecisionQuantizeFilter(precision=precision).process(shareable, FLContext()))
 
 
@@ -94,7 +94,7 @@ def test_results_on_disk_are_averaged_from_disk(tmp_path):
         assert (tmp_path / precision).exists()
         helper.add(lazy, 1.0, precision, 0)
         del lazy
-    assert torch.allclose(helper.get_result()["w"], torch.tensor(1.5), atol=0.02)
+    assert torch.allclose(helper.get_result()["w"], torch.tensor(2.0), atol=0.02)
     assert not any((tmp_path / precision).exists() for precision in PRECISIONS)
 
 

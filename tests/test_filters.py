@@ -4,21 +4,26 @@ import json
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_copy
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 from nvflare.app_common.decomposers import common_decomposers
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components.conventions import WIRE_MARKER
 from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
+from nvflare_llm_components.flare.headers import ERROR_HEADER, WIRE_MARKER
 from nvflare_llm_components.quantization.message import META_KEY
+from tests.pairs import Client, Server, random
+from tests.pairs import message as round_message
 from tests.sites import Site
 
 BROADCAST = "broadcast-1"
@@ -206,6 +211,8 @@ def test_another_process_reads_the_message(tmp_path: Path):
     code = """
 import sys
 from nvflare.apis.dxo import from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.utils import fobs
 from nvflare_llm_components.filters import PrecisionDequantizeFilter
@@ -220,3 +227,113 @@ print(from_shareable(dequantize.process(shareable, FLContext())).data["embed.wei
 
 def test_the_adapters_look_for_the_wire_formats_own_marker():
     assert WIRE_MARKER == META_KEY
+
+
+def fire(site: Site, event: str, key: str, shareable: Shareable) -> None:
+    fl_ctx = site.context()
+    fl_ctx.set_prop(key, shareable, private=True, sticky=False)
+    site.fire_event(event, fl_ctx)
+
+
+def test_a_client_without_dequantizer_fails_at_its_first_result(tmp_path):
+    server, client = Server(tmp_path, precision="int8"), Client(tmp_path, precision="int8")
+    task = server.send(round_message(random(1), 0), client)
+    fire(client.site, EventType.AFTER_TASK_DATA_FILTER, FLContextKey.TASK_DATA, task)
+    client.fl_ctx = client.site.context()
+    with pytest.raises(ValueError, match=r"Add PrecisionDequantizeFilter .* task_data_filters of the client"):
+        client.send(random(1), 0)
+
+
+def test_a_server_without_dequantizer_refuses_each_result_and_says_why(tmp_path):
+    server, client = Server(tmp_path, precision="int8"), Client(tmp_path, precision="int8")
+    client.receive(server.send(round_message(random(1), 0), client))
+    result = client.send(random(1), 0)
+    fire(server.site, EventType.AFTER_TASK_RESULT_FILTER, FLContextKey.TASK_RESULT, result)
+    assert server.site.panic is None  # one site could forge the marker
+    assert result.get_return_code() == ReturnCode.TASK_RESULT_FILTER_ERROR
+    assert "task_result_filters of the server" in result.get_header(ERROR_HEADER)
+    assert "DXO" not in result
+
+
+def test_a_failure_on_the_server_ends_the_job_instead_of_the_round(tmp_path):
+    server, client = Server(tmp_path, precision="nf4"), Client(tmp_path)
+    (server.site.run_dir / "filter_state").write_text("a file where a folder should be")
+    server.send(round_message(random(1), 0), client)
+    assert "could not encode the message" in server.site.panic
+
+
+def test_a_message_of_full_precision_is_warned_of_once(tmp_path, caplog):
+    server, client = Server(tmp_path), Client(tmp_path)
+    for _ in range(2):
+        server.receive(round_message(random(1), 0), client)
+    assert caplog.text.count("no PrecisionQuantizeFilter in the client's task_result_filters") == 1
+
+
+def test_the_broadcast_is_let_go_when_results_arrive_unless_it_is_a_step_of_the_shadow(tmp_path):
+    for precision, is_kept in (("int8", False), ("nf4", True)):
+        server, client = Server(tmp_path / precision, precision=precision), Client(tmp_path / precision)
+        task = round_message(random(1), 0)
+        first = from_shareable(server.send(make_copy(task), client)).data["embed.weight"]
+        address = weakref.ref(first)
+        del first
+        server.site.fire_event(EventType.BEFORE_TASK_RESULT_FILTER, server.site.context())
+        assert (address() is not None) == is_kept
+        client.receive(server.send(make_copy(task), client))
+        assert (
+            torch.equal(server.shadow()["embed.weight"], client.shadow()["embed.weight"]) if is_kept else True
+        )
+
+
+def test_totals_are_streamed_as_analytics(tmp_path):
+    server, client = Server(tmp_path, precision="int8"), Client(tmp_path, precision="int8")
+    client.receive(server.send(round_message(random(1), 0), client))
+    client.send(random(1), 0)
+    assert client.site.events.count("analytix_log_stats") == 2
+
+
+@pytest.mark.parametrize("precision", ["nf4", "int2"])
+@pytest.mark.parametrize("overrides", [None, {"embed": "int2"}])
+def test_whole_weights_do_not_travel_by_a_code_for_differences_and_that_is_said_once(
+    tmp_path, precision, overrides, caplog
+):
+    args = {"precision": precision if overrides is None else "bf16", "overrides": overrides}
+    quantize, site = PrecisionQuantizeFilter(**args), Site(tmp_path, "site-1")
+    for _ in range(2):
+        sent = from_shareable(quantize.process(message(weights()), site.context()))
+    codecs = {name: entry["codec"] for name, entry in sent.meta[META_KEY]["params"].items()}
+    assert codecs["embed.weight"] == "int8"
+    assert "int2" not in codecs.values()
+    assert caplog.text.count("Set params_type to DIFF") == 1
+    update = from_shareable(quantize.process(message(weights(), DataKind.WEIGHT_DIFF), site.context()))
+    assert update.meta[META_KEY]["params"]["embed.weight"]["codec"] == (overrides or {}).get(
+        "embed", precision
+    )
+
+
+@pytest.mark.parametrize("task", ["submit_model", "get_weights", "validate"])
+def test_tasks_of_whole_models_are_not_warned_of(tmp_path, task, caplog):
+    site = Site(tmp_path, "site-1")
+    sent = PrecisionQuantizeFilter(precision="nf4").process(message(weights()), site.context(task))
+    assert "nf4" not in str(from_shareable(sent).meta[META_KEY])
+    assert "DIFF" not in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "nf4", "int2"])
+def test_restore_dtype_source_gives_a_bfloat16_model_back_as_it_was(tmp_path, precision):
+    model = {"w": torch.randn(64, 64).bfloat16(), "norm": torch.ones(64, dtype=torch.bfloat16)}
+    server, site = Site(tmp_path / "server", "server"), Site(tmp_path / "site-1", "site-1")
+    quantize = PrecisionQuantizeFilter(precision=precision)
+    for current_round in range(2):
+        sent = quantize.process(round_message(model, current_round), server.context(peer=site))
+        restored = PrecisionDequantizeFilter(restore_dtype="source").process(sent, site.context())
+        assert {value.dtype for value in from_shareable(restored).data.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("name", "is_kept"), [("server", False), ("site-1", True)])
+def test_what_is_downloaded_of_a_job_holds_no_filter_state(tmp_path: Path, name: str, is_kept: bool):
+    """A site keeps its own: it may be resumed."""
+    site = Site(tmp_path, name, PrecisionQuantizeFilter(precision="nf4"))
+    (site.run_dir / "filter_state").mkdir()
+    (site.run_dir / "filter_state/shadow.safetensors").touch()
+    site.fire_event(EventType.END_RUN, site.new_context())
+    assert (site.run_dir / "filter_state/shadow.safetensors").exists() == is_kept

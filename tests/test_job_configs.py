@@ -14,6 +14,8 @@ from nvflare.fuel.utils.wfconf import resolve_var_refs
 
 from nvflare_llm_components.executors import HFSFTExecutor
 from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
+from nvflare_llm_components.jobs.shipped import SHIPPED
+from nvflare_llm_components.jobs.write import write_job
 
 JOB_CONFIGS = Path(__file__).parents[1] / "job_configs"
 JOBS = sorted(folder.name for folder in JOB_CONFIGS.iterdir() if folder.is_dir())
@@ -89,17 +91,29 @@ def test_every_class_path_takes_its_arguments(file: Path):
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f"{f.parts[-4]}-{f.stem}")
-def test_every_variable_is_defined(file: Path):
-    def leaves(node: object) -> Iterator[object]:
-        if isinstance(node, dict | list):
-            for value in node.values() if isinstance(node, dict) else node:
-                yield from leaves(value)
-        else:
-            yield node
+def test_every_variable_is_defined_and_used(file: Path):
+    config = json.loads(file.read_text())
+    used = set(re.findall(r"\{(\w+)\}", file.read_text()))
+    assert used <= config.keys() | {"SITE_NAME"}
+    settings = {name for name, value in config.items() if not isinstance(value, list | dict)}
+    of_flare = {"format_version", "get_task_timeout", "submit_task_result_timeout"}
+    assert settings - of_flare <= used
+    assert "{" not in str([*components(resolved(file))]).replace("{'", "").replace("{}", "")
 
-    for leaf in leaves(resolved(file)):
-        assert leaf is not None
-        assert "{" not in str(leaf), leaf
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_folder_is_what_the_writer_writes(job: str, tmp_path: Path):
+    """After a change of the writer: ``nvflare-llm job shipped --out job_configs``."""
+    write_job(SHIPPED[job], tmp_path / job)
+    written, shipped = (
+        {file.relative_to(root): file.read_text() for file in root.rglob("*.json")}
+        for root in (tmp_path / job, JOB_CONFIGS / job)
+    )
+    assert written == shipped
+
+
+def test_every_shipped_choice_has_its_folder():
+    assert sorted(SHIPPED) == JOBS
 
 
 @pytest.mark.parametrize("job", [job for job in JOBS if job != SWARM])
@@ -132,3 +146,8 @@ def test_server_and_client_agree_on_model_and_adapter(job: str):
             assert server.get(name) == client.get(name)
     executor = next(args for path, args in components(client) if path.endswith(HFSFTExecutor.__name__))
     assert executor["train_data"] == "/data/dolly/training.jsonl"
+
+
+def test_the_server_of_a_quantized_base_is_that_of_any_adapter():
+    """It has no model but the adapter, so it needs no bitsandbytes."""
+    assert configs_of("peft_qlora")[0] == configs_of("peft_lora")[0]

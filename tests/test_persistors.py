@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,17 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.workflows.initialize_global_weights import InitializeGlobalWeights
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components.checkpoint.errors import CheckpointError
-from nvflare_llm_components.checkpoint.folder import map_weights
+from nvflare_llm_components import persistors
+from nvflare_llm_components.checkpoint.weight_files import map_weights
 from nvflare_llm_components.persistors import SafetensorsModelLocator, SafetensorsModelPersistor
+from nvflare_llm_components.policy.schema import PolicyError
+from nvflare_llm_components.server_model import SafetensorsModule
+from nvflare_llm_components.tensors.errors import CheckpointError
 from tests.checkpoint.tiny_models import save_tiny_llama, state_of
+from tests.federation import Federation
 
 
 @pytest.fixture
@@ -35,10 +41,20 @@ def persistor(source: Path) -> SafetensorsModelPersistor:
 @pytest.fixture
 def fl_ctx(tmp_path: Path, persistor: SafetensorsModelPersistor) -> FLContext:
     """A context of a job whose run directory is `tmp_path/run`, in round 1."""
-    workspace = SimpleNamespace(get_run_dir=lambda job_id: str(tmp_path / "run"))
-    engine = SimpleNamespace(get_workspace=lambda: workspace, get_component={"persistor": persistor}.get)
+    workspace = SimpleNamespace(
+        get_run_dir=lambda job_id: str(tmp_path / "run"),
+        get_app_dir=lambda job_id: str(tmp_path / "run" / "app_server"),
+        get_root_dir=lambda: str(tmp_path),
+        get_site_config_dir=lambda: str(tmp_path / "local"),
+    )
+    engine = SimpleNamespace(
+        get_workspace=lambda: workspace,
+        get_component={"persistor": persistor}.get,
+        fire_event=lambda *_: None,
+    )
     context = FLContext()
     context.set_prop("__engine__", engine, private=True, sticky=True)
+    context.set_prop(FLContextKey.WORKSPACE_OBJECT, workspace, private=True, sticky=True)
     context.set_prop(FLContextKey.CURRENT_RUN, "job", private=True, sticky=True)
     context.set_prop("current_round", 1, private=True, sticky=False)
     return context
@@ -63,6 +79,42 @@ def test_a_broadcasts_deep_copy_shares_the_tensors_and_can_be_sent(persistor, fl
     assert all(broadcast[name] is weights[name] for name in weights)
     received = fobs.loads(fobs.dumps(broadcast))
     assert all(torch.equal(received[name], value) for name, value in weights.items())
+
+
+def test_what_becomes_of_the_source_folder_during_the_job_changes_nothing(
+    persistor, fl_ctx, source, tmp_path
+):
+    weights = shifted(source, 0.5)
+    expected = {path.name: path.read_bytes() for path in source.glob("tokenizer*")}
+    persistor.load(fl_ctx)
+    first = {name: value.clone() for name, value in map_weights(source).items()}
+    shutil.rmtree(source)
+    persistor.save(make_model_learnable(weights, {}), fl_ctx)
+    assert {name: (last(tmp_path) / name).read_bytes() for name in expected} == expected
+    found = persistor.get("source", fl_ctx)["weights"]
+    assert all(torch.equal(found[name], value) for name, value in first.items())
+
+
+@pytest.mark.parametrize("keep_first", [True, False])
+def test_a_tied_weight_may_come_under_its_other_name(persistor, fl_ctx, source, tmp_path, keep_first):
+    """As from a script that sends `model.state_dict()`."""
+    persistor.load(fl_ctx)
+    weights = shifted(source, 0.5)
+    expected = dict(weights)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    if not keep_first:
+        del weights["model.embed_tokens.weight"]
+    persistor.save(make_model_learnable(weights, {}), fl_ctx)
+    assert weights.keys() == expected.keys() == map_weights(last(tmp_path)).keys()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_a_tied_weight_with_two_values_is_refused(persistor, fl_ctx, source):
+    persistor.load(fl_ctx)
+    weights = shifted(source, 0.5)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight: expected the values of model\.embed_tokens"):
+        persistor.save(make_model_learnable(weights, {}), fl_ctx)
 
 
 def test_it_saves_each_round_and_hands_the_saved_file_back(persistor, fl_ctx, source: Path, tmp_path: Path):
@@ -174,37 +226,30 @@ def test_an_unsound_aggregate_is_refused_and_the_last_good_one_stays(
     assert all(torch.equal(saved[name], value) for name, value in good.items())
 
 
-def received(
-    persistor, fl_ctx: FLContext, site: str, weights: dict[str, object], round_number: int = 1
-) -> None:
+def received(persistor, fl_ctx: FLContext, site: str, weights: dict[str, object]) -> Shareable:
     """What FLARE's server does with a result before the controller sees it."""
     result = DXO(DataKind.WEIGHTS, data=weights).to_shareable()
-    result.set_header("current_round", 1)
     peer = FLContext()
     peer.set_prop(ReservedKey.IDENTITY_NAME, site)
     fl_ctx.set_peer_context(peer)
     fl_ctx.set_prop(FLContextKey.PROCESS_TYPE, ProcessType.SERVER_JOB, private=True, sticky=True)
+    fl_ctx.set_prop(FLContextKey.TASK_NAME, "get_weights", private=True, sticky=False)
     fl_ctx.set_prop(FLContextKey.TASK_RESULT, result, private=True, sticky=False)
     persistor.handle_event(EventType.AFTER_TASK_RESULT_FILTER, fl_ctx)
+    return result
 
 
-class NonFinite(Encoded):
-    has_nonfinite = True
-
-    def materialize(self) -> torch.Tensor:
-        raise AssertionError("a result is not decoded to be looked at")
-
-
-@pytest.mark.parametrize("encoded", [False, True])
-def test_the_site_that_sent_what_is_not_finite_is_named(persistor, fl_ctx, source: Path, encoded: bool):
+def test_a_site_whose_result_was_refused_is_named_where_a_save_fails(persistor, fl_ctx, source: Path):
     norm = "model.norm.weight"
     bad = broken(source, lambda w: w[norm].fill_(float("inf")))
-    received(persistor, fl_ctx, "alpaca", dict(shifted(source, 0.5)))
-    received(persistor, fl_ctx, "dolly", {**bad, norm: NonFinite(bad[norm])} if encoded else dict(bad))
+    assert (
+        received(persistor, fl_ctx, "alpaca", dict(shifted(source, 0.5))).get_return_code() == ReturnCode.OK
+    )
+    assert received(persistor, fl_ctx, "dolly", dict(bad)).get_return_code() != ReturnCode.OK
     with pytest.raises(
-        CheckpointError, match=rf"32 values.* Site 'dolly' sent NaN or Inf in {norm}\.$"
+        CheckpointError, match=rf"Refused in round 1: Site 'dolly'.*{norm}: 32 of 32"
     ) as caught:
-        persistor.save(make_model_learnable(bad, {}), fl_ctx)
+        persistor.save(make_model_learnable({}, {}), fl_ctx)
     assert "alpaca" not in str(caught.value)
 
 
@@ -305,6 +350,73 @@ def name_best(persistor, fl_ctx: FLContext, weights: dict[str, torch.Tensor], lo
 
 
 def test_an_earlier_run_without_a_model_is_named(fl_ctx, source: Path, tmp_path: Path):
-    persistor = SafetensorsModelPersistor(model_name_or_path=str(source), resume_from=str(tmp_path))
+    persistor = SafetensorsModelPersistor(
+        model_name_or_path=str(source), resume_from=str(tmp_path / "earlier")
+    )
     with pytest.raises(CheckpointError, match="expected a saved model below"):
         persistor.load(fl_ctx)
+
+
+KERNEL = {"_attn_implementation": "someone/kernels"}
+HOSTILE = [({"num_hidden_layers": 10**6}, "num_hidden_layers: expected"), (KERNEL, "download a kernel")]
+
+
+@pytest.mark.parametrize(("change", "reason"), HOSTILE)
+def test_the_model_of_an_earlier_run_is_held_to_what_a_named_one_is(
+    persistor, fl_ctx, source: Path, tmp_path: Path, change: dict, reason: str
+):
+    persistor.save(make_model_learnable(shifted(source, 0.5), {}), fl_ctx)
+    (tmp_path / "run").rename(tmp_path / "earlier")
+    file = tmp_path / "earlier/global_model/last/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    settings = {"model_name_or_path": str(source), "resume_from": str(tmp_path / "earlier")}
+    with pytest.raises(PolicyError, match=reason):
+        SafetensorsModelPersistor(**settings).load(fl_ctx)
+    module = SafetensorsModule(**settings)
+    module.handle_event(EventType.START_RUN, fl_ctx)
+    with pytest.raises(PolicyError, match=reason):
+        list(module.named_parameters())
+
+
+@pytest.mark.parametrize(("initial_weights", "num_read"), [("sites", 1), ("server", 0)])
+def test_what_sites_send_first_is_held_against_a_model_that_is_there(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, initial_weights: str, num_read: int
+):
+    """Sites wait five seconds for the server; a large model takes longer to build."""
+    read = []
+    load = persistors.load_initial_model
+    monkeypatch.setattr(persistors, "load_initial_model", lambda *given: read.append(given) or load(*given))
+    persistor = SafetensorsModelPersistor(model_name_or_path=str(source), initial_weights=initial_weights)
+    workflow = InitializeGlobalWeights()
+    server = Federation(tmp_path / "server", workflow, {"persistor": persistor}, sites=["a"]).start()
+    assert len(read) == num_read
+    server.ask("a")
+    server.answer("a", DXO(DataKind.WEIGHTS, dict(map_weights(source))).to_shareable())
+    server.end()
+    assert server.panic is None
+    assert len(read) == 1
+
+
+def test_a_model_that_cannot_be_read_is_told_where_it_ends_the_job(tmp_path: Path):
+    persistor = SafetensorsModelPersistor(model_name_or_path=str(tmp_path / "none"), initial_weights="sites")
+    server = Federation(tmp_path / "server", InitializeGlobalWeights(), {"persistor": persistor}, sites=["a"])
+    server.fire_event(EventType.START_RUN, server.new_context())
+    with pytest.raises(CheckpointError, match="found nothing at"):
+        persistor.load(server.new_context())
+
+
+def test_a_model_larger_than_the_server_takes_is_refused(persistor, fl_ctx, tmp_path: Path):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/nvflare_llm_policy.toml").write_text("[limits]\nmodel_gib = 0.000001")
+    with pytest.raises(PolicyError, match="expects weights of at most 1e-06 GiB once loaded"):
+        persistor.load(fl_ctx)
+
+
+def test_a_disk_that_must_keep_room_keeps_the_last_model(persistor, fl_ctx, source: Path, tmp_path: Path):
+    persistor.save(make_model_learnable(shifted(source, 1.0), {}), fl_ctx)
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/nvflare_llm_policy.toml").write_text("[limits]\nfree_disk_gib = 1e12")
+    with pytest.raises(PolicyError, match=r"at least 1e\+12 GiB free"):
+        persistor.save(make_model_learnable(shifted(source, 2.0), {}), fl_ctx)
+    kept = map_weights(last(tmp_path))
+    assert all(torch.equal(kept[name], value) for name, value in shifted(source, 1.0).items())

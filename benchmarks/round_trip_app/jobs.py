@@ -7,6 +7,7 @@ from typing import Any
 
 OURS = "nvflare_llm_components"
 STOCK = "nvflare.app_opt.pt"
+FEDAVG = {"ours": f"{OURS}.workflows.QuorumFedAvg", "stock": "nvflare.app_common.workflows.fedavg.FedAvg"}
 TIMEOUTS = {"get_task_timeout": 3600, "submit_task_result_timeout": 3600}
 
 
@@ -28,7 +29,7 @@ def write_job(folder: Path, run: str, model: Path, num_clients: int, num_rounds:
         "workflows": [
             {
                 "id": "fedavg",
-                "path": "nvflare.app_common.workflows.fedavg.FedAvg",
+                "path": FEDAVG[side],
                 "args": {"num_clients": num_clients, "num_rounds": num_rounds},
             }
         ],

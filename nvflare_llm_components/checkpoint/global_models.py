@@ -1,25 +1,32 @@
 """The models that a job keeps on disk: last, best, every so many rounds."""
 
-import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from nvflare_llm_components.checkpoint.errors import CheckpointError
-from nvflare_llm_components.checkpoint.folder import map_weights
-from nvflare_llm_components.checkpoint.record import read_record, verify_files, write_record
-from nvflare_llm_components.checkpoint.shared import share_on_deepcopy
-from nvflare_llm_components.checkpoint.snapshot import link_snapshot, save_snapshot
-from nvflare_llm_components.checkpoint.soundness import refuse_unsound
-from nvflare_llm_components.checkpoint.start import Start
-from nvflare_llm_components.checkpoint.swap import recover_folder
-from nvflare_llm_components.checkpoint.tensor_files import stored_dtype
+from nvflare_llm_components.checkpoint.initial_model import InitialModel
+from nvflare_llm_components.checkpoint.key_metric import KeyMetric, means_of
+from nvflare_llm_components.checkpoint.manifest import read_manifest, verify_files, write_manifest
+from nvflare_llm_components.checkpoint.mapped import share_on_deepcopy
+from nvflare_llm_components.checkpoint.model_folder import link_model_folder, save_model_folder
+from nvflare_llm_components.checkpoint.provenance import chain_after, update_norm
+from nvflare_llm_components.checkpoint.validate import validate
+from nvflare_llm_components.checkpoint.weight_files import map_weights
+from nvflare_llm_components.tensors.atomic import recover_folder
+from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tensors.names import normalised
+from nvflare_llm_components.tensors.safetensors_file import stored_dtype
+
+FOLDER = "global_model"
+"""Where a run directory holds its models."""
 
 LAST, BEST, MASTER = "last", "best", "master"
+T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -32,7 +39,7 @@ class GlobalModels:
     def __init__(
         self,
         root: Path,
-        start: Start,
+        initial: InitialModel,
         *,
         keep: Sequence[str] = (LAST, BEST),
         save_dtype: str | None = None,
@@ -42,7 +49,7 @@ class GlobalModels:
 
         Args:
             root: the folder.
-            start: the model of round zero: what later ones must look like, and their companions on disk.
+            initial: the model of round zero: what later ones must look like, and their companions on disk.
             keep: "last" (always), "best", and "every N" for each N-th round.
             save_dtype: "float32", "float16" or "bfloat16" on disk; None keeps the model's.
             max_shard_size: bytes, or a string such as "5GB".
@@ -51,12 +58,14 @@ class GlobalModels:
             CheckpointError: if `keep` or `save_dtype` is none of these.
         """
         self.root = root
-        self._shapes = {name: tuple(value.shape) for name, value in start.weights.items()}
-        self._companions = start.companions
+        self._initial = initial
+        self._shapes = {name: tuple(value.shape) for name, value in initial.weights.items()}
+        self._companions, self._aliases, self._frozen = initial.companions, initial.aliases, initial.frozen
         self._keep_best, self._every = _keep(keep)
         self._dtype = _dtype(save_dtype)
         self._max_shard_size = max_shard_size
         self._handed_out: dict[str, torch.Tensor] = {}
+        self._base = _begun(initial.base)
 
     def save_last(
         self, weights: dict[str, torch.Tensor], record: Mapping[str, Any]
@@ -64,79 +73,81 @@ class GlobalModels:
         """Save a round's model, and return equal tensors that lie in its files.
 
         Args:
-            weights: tensors by checkpoint name.
+            weights: tensors by checkpoint name; a tied weight may stand under its other names too.
             record: round, job_id, metrics, parents.
 
         Raises:
             CheckpointError: if the model is empty, partial, mis-shaped or not finite, or the disk is full;
                 what was saved before stays as it was.
         """
-        refuse_unsound(weights, self._shapes, _title(record))
-        exact = all(stored_dtype(value, self._dtype) == value.dtype for value in weights.values())
+        weights = normalised(weights, self._shapes, self._aliases)
+        validate(weights, self._shapes, _title(record))
+        record = {**record, **self._chain(weights)}
+        whole = {**self._frozen, **weights}
+        exact = all(stored_dtype(value, self._dtype) == value.dtype for value in whole.values())
         if not exact:
             self._write(MASTER, weights, record, None)
         self._write(LAST, weights, record, self._dtype)
         if self._every and (record["round"] + 1) % self._every == 0:
-            link_snapshot(self.root / LAST, self.root / f"round_{record['round']}", {})
-        self._handed_out = map_weights(self.root / (LAST if exact else MASTER))
+            link_model_folder(self.root / LAST, self.root / f"round_{record['round']}", {})
+        self._handed_out = self._trained(map_weights(self.root / (LAST if exact else MASTER)))
         share_on_deepcopy(self._handed_out)
         return dict(self._handed_out)
 
     def save_best(
-        self, weights: dict[str, torch.Tensor], record: Mapping[str, Any], lower_is_better: bool = True
+        self, weights: dict[str, torch.Tensor], record: Mapping[str, Any], key: KeyMetric | None = None
     ) -> bool:
         """Save a model as the best so far, by a link to `last` where it is that one.
 
         Args:
             weights: tensors by checkpoint name.
             record: round, job_id, metrics, parents.
-            lower_is_better: of the metrics.
+            key: which of the metrics decides; None where the caller knows that it is the best.
 
         Returns:
-            Whether it was saved: not where `keep` has no best, or the best on disk has better metrics.
+            Whether it was saved: not where `keep` has no best, or the best on disk is at least as good.
         """
-        beaten = (
-            self._is_beaten(metric, value, lower_is_better) for metric, value in record["metrics"].items()
-        )
-        if not self._keep_best or any(beaten):
+        if not self._keep_best or (key and self._is_beaten(key, record["metrics"])):
             return False
+        changes = {"metrics": record["metrics"]} | ({"key_metric": key.record()} if key else {})
+        weights = normalised(weights, self._shapes, self._aliases)
         if self._handed_out and all(weights.get(name) is value for name, value in self._handed_out.items()):
-            link_snapshot(self.root / LAST, self.root / BEST, {"metrics": record["metrics"]})
+            link_model_folder(self.root / LAST, self.root / BEST, changes)
         else:
-            self._write(BEST, weights, record, self._dtype)
+            self._write(BEST, weights, {**record, **changes}, self._dtype)
         return True
 
-    def judge_last(self, metric: str, losses: Mapping[str, Mapping[str, float]]) -> str:
-        """Write evaluations into the records, and make `last` the best where its loss is lower.
+    def judge_last(self, evaluated: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+        """Write evaluations into the records, and make `last` the best where its key metric is better.
 
         Args:
-            metric: the loss's name.
-            losses: loss by site, by model; a model that some site left out is not compared.
+            evaluated: metrics by site, by model; a model that some site left out is not compared.
 
         Returns:
             What was decided, in a sentence; empty if there was nothing to decide.
         """
-        means = {
-            name: math.fsum(by_site.values()) / len(by_site) for name, by_site in losses.items() if by_site
-        }
-        for name, mean in means.items():
-            if (self.root / name).is_dir():
-                write_record(self.root / name, {**read_record(self.root / name), "metrics": {metric: mean}})
-        if LAST not in means or not self._keep_best:
+        key = KeyMetric.of(read_manifest(self.root / BEST))
+        means = {name: means_of(by_site) for name, by_site in evaluated.items()}
+        for name, metrics in means.items():
+            if metrics and (self.root / name).is_dir():
+                write_manifest(self.root / name, {**read_manifest(self.root / name), "metrics": metrics})
+        if key.name not in means.get(LAST, {}) or not self._keep_best:
             return ""
+        last, best = means[LAST][key.name], means.get(BEST, {}).get(key.name)
         if (self.root / BEST).is_dir():
-            if losses[LAST].keys() != losses.get(BEST, {}).keys():
+            if best is None or evaluated[LAST].keys() != evaluated[BEST].keys():
                 return ""
-            if means[LAST] >= means[BEST]:
-                return f"best stays: {metric} {means[BEST]:.6f}, last {means[LAST]:.6f}"
-        link_snapshot(self.root / LAST, self.root / BEST, {})
-        return f"last is the new best: {metric} {means[LAST]:.6f}, was {means.get(BEST, math.inf):.6f}"
+            if not key.is_better(last, best):
+                return f"best stays: {key.name} {best:.6f}, last {last:.6f}"
+        link_model_folder(self.root / LAST, self.root / BEST, {"key_metric": key.record()})
+        was = "" if best is None else f", was {best:.6f}"
+        return f"last is the new best: {key.name} {last:.6f}{was}"
 
     def take_over(self, earlier: Path) -> None:
         """Link an earlier run's models into this folder, so that this run can be continued in its turn."""
         for name in (MASTER, LAST, BEST):
             if (earlier / name).is_dir():
-                link_snapshot(earlier / name, self.root / name, {})
+                link_model_folder(earlier / name, self.root / name, {})
 
     def folders(self) -> dict[str, Path]:
         """Return the folders of last and best, those that exist."""
@@ -149,14 +160,25 @@ class GlobalModels:
             CheckpointError: if a file is missing or changed.
         """
         verify_files(self.root / name)
-        weights = map_weights(self.root / name)
+        weights = self._trained(map_weights(self.root / name))
         share_on_deepcopy(weights)
+        if name == LAST:
+            self._handed_out = dict(weights)  # `best` can be a link to it
         return weights
 
-    def _is_beaten(self, metric: str, value: float, lower_is_better: bool) -> bool:
+    def _chain(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Return what the record says of the models before this one, and of the step from there."""
+        before = earlier_model(self.root)
+        chain = chain_after(read_manifest(before) if before else {}, self._base.result)
+        return {**chain, "update_norm": update_norm(weights, self._handed_out or self._initial.weights)}
+
+    def _trained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in weights.items() if name not in self._frozen}
+
+    def _is_beaten(self, key: KeyMetric, metrics: Mapping[str, float]) -> bool:
         """Tell whether the best model on disk, perhaps an earlier run's, is at least as good."""
-        best = read_record(self.root / BEST).get("metrics", {}).get(metric)
-        return best is not None and not (value < best if lower_is_better else value > best)
+        best = read_manifest(self.root / BEST).get("metrics", {}).get(key.name)
+        return best is not None and not (key.name in metrics and key.is_better(metrics[key.name], best))
 
     def _write(
         self,
@@ -166,8 +188,9 @@ class GlobalModels:
         dtype: torch.dtype | None,
     ) -> None:
         folder = self.root / name
+        weights = {**self._frozen, **weights}
         try:
-            save_snapshot(folder, weights, self._companions, record, self._max_shard_size, dtype)
+            save_model_folder(folder, weights, self._companions, record, self._max_shard_size, dtype)
         except OSError as error:
             size = sum(value.numel() * stored_dtype(value, dtype).itemsize for value in weights.values())
             raise CheckpointError(
@@ -175,6 +198,14 @@ class GlobalModels:
                 f"{_mb(shutil.disk_usage(self.root).free)} are free. The models saved before it are whole: "
                 "make room, then continue the job from them (nvflare-llm resume)."
             ) from error
+
+
+def _begun(call: Callable[[], T]) -> "Future[T]":
+    """Call it beside the first round, whose save would wait for it."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="base-model")
+    future = pool.submit(call)
+    pool.shutdown(wait=False)
+    return future
 
 
 def _mb(size_bytes: int) -> str:
@@ -191,7 +222,22 @@ def earlier_model(root: Path) -> Path | None:
     for name in (LAST, MASTER):
         recover_folder(root / name)
     found = [root / name for name in (MASTER, LAST) if (root / name).is_dir()]
-    return max(found, key=lambda folder: int(read_record(folder)["round"]), default=None)
+    return max(found, key=lambda folder: int(read_manifest(folder)["round"]), default=None)
+
+
+def resumed_model(run_dir: str) -> Path:
+    """Return the folder that a run goes on from, given the server's run directory of the earlier one.
+
+    Raises:
+        CheckpointError: if there is no saved model.
+    """
+    model = earlier_model(Path(run_dir) / FOLDER)
+    if model is None:
+        raise CheckpointError(
+            f"resume_from: expected a saved model below {run_dir}/{FOLDER}, found none. Give the server's "
+            "run directory of the earlier job, or leave resume_from out."
+        )
+    return model
 
 
 def _keep(keep: Sequence[str]) -> tuple[bool, int]:

@@ -1,4 +1,4 @@
-"""Splits one data file over sites: evenly at random, or skewed by a column with a Dirichlet draw."""
+"""Splits data over sites: evenly at random, or skewed by a column with one Dirichlet draw for all splits."""
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -7,45 +7,74 @@ import numpy as np
 
 from nvflare_llm_components.data.records import Record, read_records, write_jsonl
 
+SPLITS = ("training.jsonl", "validation.jsonl", "testing.jsonl")
+Proportions = dict[Hashable, np.ndarray]
+"""By label, the share of its rows that each site gets."""
+
 
 def partition(
-    file: Path,
+    source: Path,
     out: Path,
     *,
     num_sites: int,
-    method: str = "iid",
+    method: str | None = None,
     column: str | None = None,
     alpha: float = 0.5,
     seed: int = 0,
-) -> dict[str, int]:
-    """Writes ``out/site-K/<name of the file>.jsonl`` for K from 1 to ``num_sites``, each row to one site.
+) -> dict[str, dict[str, int]]:
+    """Writes ``out/site-K/<name>.jsonl`` for K from 1 to ``num_sites``, each row to one site.
+
+    Of a folder its training, validation and testing rows are split alike: a site that has most of a
+    label's training rows has most of its validation rows, too.
 
     Args:
-        file: a ``.jsonl``, ``.json`` or ``.parquet`` file.
+        source: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a folder that ``prepare`` wrote.
         out: folder that gets one folder a site.
         num_sites: number of sites, at most the number of rows.
-        method: ``iid`` or ``dirichlet``.
+        method: ``iid`` or ``dirichlet``; None is dirichlet where there is a column.
         column: for ``dirichlet``, the column by whose values sites differ.
         alpha: for ``dirichlet``, above 0; small means that sites differ much.
         seed: of the draw; the same seed gives the same bytes.
 
     Returns:
-        Number of rows by site name.
+        Number of rows by site name, by file name.
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: a setting or the file's content is not as expected.
+        ValueError: a setting or a file's content is not as expected.
     """
-    records = read_records(file)
-    if method == "iid":
-        shares = iid_shares(len(records), num_sites, seed)
-    elif method == "dirichlet":
-        shares = dirichlet_shares(_labels(file, records, column), num_sites, alpha, seed)
-    else:
+    method = method or ("dirichlet" if column else "iid")
+    if method not in ("iid", "dirichlet"):
         raise ValueError(f"`method` should be 'iid' or 'dirichlet'. Found {method!r}.")
-    for number, share in enumerate(shares, 1):
-        write_jsonl(out / f"site-{number}" / f"{file.stem}.jsonl", [records[row] for row in share])
-    return {f"site-{number}": len(share) for number, share in enumerate(shares, 1)}
+    if method == "iid" and column:
+        raise ValueError("`column` is of method 'dirichlet'. Found it with 'iid'. Leave one of them out.")
+    files = _files(source)
+    contents = {file: read_records(file) for file in files}
+    proportions: Proportions = {}
+    shares = {}
+    for number, (file, records) in enumerate(contents.items()):
+        if method == "iid":
+            shares[file] = iid_shares(len(records), num_sites, seed + number)
+        else:
+            labels = _labels(file, records, column)
+            shares[file] = dirichlet_shares(labels, num_sites, alpha, seed + number, proportions)
+    for file, of_sites in shares.items():
+        for number, share in enumerate(of_sites, 1):
+            rows = [contents[file][row] for row in share]
+            write_jsonl(out / f"site-{number}" / f"{file.stem}.jsonl", rows)
+    return {
+        f"{file.stem}.jsonl": {f"site-{number}": len(share) for number, share in enumerate(of_sites, 1)}
+        for file, of_sites in shares.items()
+    }
+
+
+def _files(source: Path) -> list[Path]:
+    if not source.is_dir():
+        return [source]
+    found = [source / name for name in SPLITS if (source / name).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{source}: expected {', '.join(SPLITS)} in it. Found none of them.")
+    return found
 
 
 def iid_shares(num_rows: int, num_sites: int, seed: int) -> list[list[int]]:
@@ -67,7 +96,13 @@ def iid_shares(num_rows: int, num_sites: int, seed: int) -> list[list[int]]:
     return [sorted(part.tolist()) for part in np.array_split(order, num_sites)]
 
 
-def dirichlet_shares(labels: Sequence[Hashable], num_sites: int, alpha: float, seed: int) -> list[list[int]]:
+def dirichlet_shares(
+    labels: Sequence[Hashable],
+    num_sites: int,
+    alpha: float,
+    seed: int,
+    proportions: Proportions | None = None,
+) -> list[list[int]]:
     """Splits the rows of each label over sites in proportions drawn from Dirichlet(alpha), as in https://arxiv.org/abs/1909.06335.
 
     A site that drew nothing gets a row of the largest one: a site without data could not train.
@@ -77,6 +112,7 @@ def dirichlet_shares(labels: Sequence[Hashable], num_sites: int, alpha: float, s
         num_sites: number of sites.
         alpha: concentration, above 0.
         seed: of all draws.
+        proportions: those drawn before, which are used again; what is drawn here is added.
 
     Returns:
         For each site its row numbers, ascending.
@@ -89,9 +125,12 @@ def dirichlet_shares(labels: Sequence[Hashable], num_sites: int, alpha: float, s
     _require_enough(len(labels), num_sites)
     draw = np.random.default_rng(seed)
     shares: list[list[int]] = [[] for _ in range(num_sites)]
+    drawn = {} if proportions is None else proportions
     for label in dict.fromkeys(labels):
         rows = draw.permutation([row for row, of_row in enumerate(labels) if of_row == label])
-        cuts = np.cumsum(draw.dirichlet([alpha] * num_sites))[:-1] * len(rows)
+        if label not in drawn:
+            drawn[label] = draw.dirichlet([alpha] * num_sites)
+        cuts = np.cumsum(drawn[label])[:-1] * len(rows)
         for share, part in zip(shares, np.split(rows, cuts.round().astype(int)), strict=True):
             share.extend(part.tolist())
     return _without_empty(shares)

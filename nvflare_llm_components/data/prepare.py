@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvflare_llm_components.data.own_rows import Columns, as_chat, own_rows
 from nvflare_llm_components.data.records import Record, read_records, write_jsonl
 
+OWN = "own"
 Pair = tuple[tuple[str, ...], str]
 """Parts of a prompt (each non-empty, one or two of them) and the answer."""
 
@@ -45,19 +47,25 @@ def prepare(
     seed: int = 0,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
+    columns: Columns | None = None,
+    chat: bool = False,
+    system: str | None = None,
 ) -> Prepared:
     """Writes ``training.jsonl``, ``validation.jsonl`` and ``testing.jsonl`` of ``{"input", "output"}`` rows.
 
-    A context and its instruction are joined by a blank line in an order drawn for each row; then rows are
-    shuffled and split. The same files, in the same order, and the same seed give the same bytes.
+    A published set's context and its instruction are joined by a blank line in an order drawn for each row;
+    then rows are shuffled and split. The same files in the same order and the same seed give the same bytes.
 
     Args:
-        name: one of :data:`INSTRUCTION_SETS`.
+        name: one of :data:`INSTRUCTION_SETS`, or ``own`` for files of one's own.
         raw: files of that set; several are concatenated.
         out: folder to write into.
         seed: of the drawn orders and of the shuffle.
         validation_fraction: share of the rows held out for validation, from 0 to below 1.
         test_fraction: share held out for testing.
+        columns: of ``own``, what the columns hold.
+        chat: write ``{"messages"}`` rows, to which the model's chat template is applied in training.
+        system: with `chat`, a system message before each question.
 
     Returns:
         Row counts.
@@ -66,19 +74,27 @@ def prepare(
         FileNotFoundError: a raw file is missing.
         ValueError: the name, a column, a file's content or the fractions are not as expected.
     """
-    if name not in INSTRUCTION_SETS:
-        raise ValueError(f"Data set: expected one of {', '.join(INSTRUCTION_SETS)}. Found {name!r}.")
     draw = random.Random(seed)
+    if name == OWN:
+        rows, num_skipped = own_rows(raw, columns or Columns())
+    else:
+        rows, num_skipped = _published(name, raw, draw)
+    draw.shuffle(rows)
+    splits = split(rows, validation_fraction, test_fraction)
+    for file_name, part in splits.items():
+        write_jsonl(out / file_name, [as_chat(row, system) for row in part] if chat else part)
+    return Prepared({file: len(part) for file, part in splits.items()}, num_skipped)
+
+
+def _published(name: str, raw: Sequence[Path], draw: random.Random) -> tuple[list[Record], int]:
+    if name not in INSTRUCTION_SETS:
+        raise ValueError(f"Data set: expected one of {', '.join([*INSTRUCTION_SETS, OWN])}. Found {name!r}.")
     records = _read_all(INSTRUCTION_SETS[name].columns, raw)
     rows = [
         {"input": "\n\n".join(draw.sample(parts, len(parts))), "output": answer}
         for parts, answer in INSTRUCTION_SETS[name].pairs(records)
     ]
-    draw.shuffle(rows)
-    splits = split(rows, validation_fraction, test_fraction)
-    for file_name, part in splits.items():
-        write_jsonl(out / file_name, part)
-    return Prepared({file: len(part) for file, part in splits.items()}, len(records) - len(rows))
+    return rows, len(records) - len(rows)
 
 
 def split(

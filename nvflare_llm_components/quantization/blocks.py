@@ -99,17 +99,38 @@ def split_nonfinite(
     return view_section(positions, torch.int64), view_section(values, torch.float32), rest
 
 
-def put_nonfinite(weights: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> None:
-    """Write the non-finite values back to their positions in the flat `weights`, in place.
+def check_nonfinite(payload: torch.Tensor, num_weights: int, num_nonfinite: int) -> torch.Tensor:
+    """The rest of a payload whose front holds non-finite weights in the order of their positions.
 
     Raises:
-        ValueError: if a position is outside of the tensor.
+        ValueError: if a position is outside of the tensor or comes twice, or a value is finite.
     """
-    if not positions.numel():
-        return
-    if int(positions.min()) < 0 or int(positions.max()) >= weights.numel():
-        raise ValueError(f"Non-finite positions should be in [0, {weights.numel()}). Found one outside.")
+    positions, values, rest = split_nonfinite(payload, num_nonfinite)
+    if num_nonfinite:
+        if int(positions[0]) < 0 or int(positions[-1]) >= num_weights or not _is_ascending(positions):
+            raise ValueError(f"positions of non-finite weights should ascend below {num_weights}.")
+        if bool(values.isfinite().any()):
+            raise ValueError("values of non-finite weights should be NaN or infinite. Found a finite one.")
+    return rest
+
+
+def check_range(what: str, values: torch.Tensor, least: float, most: float) -> None:
+    """Raise ValueError unless all `values` are numbers from `least` to `most`."""
+    if values.numel():
+        low, high = (float(value) for value in torch.aminmax(values))
+        if not least <= low <= high <= most:  # NaN is neither
+            raise ValueError(
+                f"{what} should be from {least:.6g} to {most:.6g}. Found {low:.6g} to {high:.6g}."
+            )
+
+
+def put_nonfinite(weights: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> None:
+    """Write the non-finite values back to their positions, checked, in the flat `weights`, in place."""
     weights[positions] = values
+
+
+def _is_ascending(positions: torch.Tensor) -> bool:
+    return bool((positions[1:] > positions[:-1]).all())
 
 
 def multiply_blocks(weights: torch.Tensor, scales: torch.Tensor, block_size: int) -> None:

@@ -24,6 +24,7 @@ class CastCodec:
     dtype: torch.dtype
     bits: int = 16
     default_block_size: None = None
+    is_for_differences: bool = False
 
     def num_payload_bytes(self, num_weights: int, block_size: int | None, num_nonfinite: int) -> int:
         """See :class:`.codec.Codec`."""
@@ -37,6 +38,11 @@ class CastCodec:
         parts = chunks(flat.numel(), flat.device, STREAMED)
         num_saturated = sum(self._encode_chunk(flat[part], values[part]) for part in parts)
         return Encoded(payload, num_saturated=num_saturated)
+
+    def check(
+        self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
+    ) -> None:
+        """See :class:`.codec.Codec`: any bits are a 16-bit float."""
 
     def decode(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int

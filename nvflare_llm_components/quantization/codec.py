@@ -1,4 +1,4 @@
-"""What a codec is, and which there are."""
+"""What a codec is, and what is asked of it; which there are: ``CODECS`` in :mod:`.precision`."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,6 +33,10 @@ class Codec(Protocol):
         """Bits of one code; a source that is not wider than this is sent as it is."""
 
     @property
+    def is_for_differences(self) -> bool:
+        """Whether it is too coarse for whole weights, and made for what training changed in them."""
+
+    @property
     def default_block_size(self) -> int | None:
         """Weights that share a scale, or None where there are no blocks."""
 
@@ -41,6 +45,14 @@ class Codec(Protocol):
 
     def encode(self, weights: torch.Tensor, block_size: int | None) -> Encoded:
         """Encode a floating-point tensor of any shape and device."""
+
+    def check(
+        self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
+    ) -> None:
+        """Raise ValueError for a payload of the right size that :meth:`encode` could not have written.
+
+        What passes decodes to finite weights, but for those that are stored as what they are.
+        """
 
     def decode(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int

@@ -1,8 +1,12 @@
 """Error feedback: what rounding left out of one update travels with the next.
 
-The residual of round r is the difference between the update that was meant and the one that was decoded. It
-is on disk before the message leaves, and is used once, only when the server is known to have taken the
-update of round r; otherwise that part of the update is gone with the round, and its residual with it.
+The residual of round r is the difference between the update that was meant and the one that the server
+decodes. It is on disk before the message leaves. Whether the server takes the message is known later, so two
+residuals are kept: that of the last update that was taken, and that of the last one that was sent. The next
+update carries the residual of the last one that was *taken*; what was meant in rounds that were not taken is
+gone with them. So of all updates that were taken the sum is exact, but for the last residual::
+
+    sum of decoded = sum of meant - residual of the last
 """
 
 from collections.abc import Mapping
@@ -12,36 +16,38 @@ from typing import Any
 
 import torch
 
-from nvflare_llm_components.quantization.arrays import as_tensor
 from nvflare_llm_components.quantization.codec import Codec
+from nvflare_llm_components.quantization.kept import open_kept
 from nvflare_llm_components.quantization.message import Message, MessageEncoder, marks_of
-from nvflare_llm_components.quantization.policy import PrecisionPolicy
-from nvflare_llm_components.quantization.tensor_file import TensorFile, TensorFileWriter
+from nvflare_llm_components.quantization.precision import PrecisionPolicy
 from nvflare_llm_components.quantization.wire import unpack
+from nvflare_llm_components.tensors.convert import as_tensor
+from nvflare_llm_components.tensors.safetensors_file import TensorFile, TensorFileWriter
 
-RESIDUAL_NAME = "residual.safetensors"
+_NAME = "residual_{}.safetensors"
+_EARLIER_NAME = "residual.safetensors"  # of releases that kept one
 
 
 @dataclass(frozen=True)
 class Residual:
-    """The residual on disk, if it may be used.
+    """The residual on disk that may be used.
 
     Attributes:
         file: the tensors, or None.
-        dropped_round: round of a residual that may not be used; None where there is none.
+        taken_round: round of the last update that the server took; None for none.
+        dropped_rounds: rounds of residuals that may not be used and were not replaced by one that may.
     """
 
     file: TensorFile | None
-    dropped_round: int | None = None
+    taken_round: int | None
+    dropped_rounds: tuple[int, ...] = ()
 
 
 def open_residual(folder: Path, taken_round: int | None) -> Residual:
-    """The residual in a state folder, if it belongs to the last update that the server took."""
-    file = TensorFile.open_if_there(folder / RESIDUAL_NAME)
-    if file is None:
-        return Residual(None)
-    residual_round = int(file.label)
-    return Residual(file) if residual_round == taken_round else Residual(None, residual_round)
+    """The residual in a state folder that belongs to the last update that the server took."""
+    files = _files(folder)
+    file = files.get(taken_round) if taken_round is not None else None
+    return Residual(file, taken_round, () if file else tuple(sorted(files)))
 
 
 def encode_with_feedback(
@@ -53,25 +59,43 @@ def encode_with_feedback(
         values: the update: tensors, arrays or lazy values by parameter name.
         policy: precision of each parameter; those that travel as they are have no residual.
         folder: where the residual lives.
-        current_round: round of this update.
+        current_round: round of this update; it comes after the one that was taken last.
         residual: what :func:`open_residual` found.
     """
     codecs = _codecs_of(values, policy)
     encoder = MessageEncoder(policy)
-    shapes = {name: values[name].shape for name in codecs}
-    with TensorFileWriter(folder / RESIDUAL_NAME, shapes, torch.float32) as writer:
+    layout = {name: (values[name].shape, torch.float32) for name in codecs}
+    _keep_only(folder, residual.taken_round)
+    with TensorFileWriter(folder / _NAME.format(current_round), layout) as writer:
         for name, value in values.items():
             if name not in codecs:
                 encoder.add(name, value)
                 continue
-            meant = _meant(name, value, residual.file)
-            encoder.add_encoded(name, meant, codecs[name], marks_of(value), measure=False)
+            source = as_tensor(value)
+            assert source is not None, "has a codec, so it is a tensor"
+            meant = _meant(name, source, residual.file)
+            encoder.add_encoded(name, meant, codecs[name], marks_of(value), source.dtype, measure=False)
             arrived = unpack(encoder.values[name], encoder.entries[name])
             encoder.traffic.count_error(meant, arrived)
             error = meant - arrived
             writer.write(name, error.nan_to_num_(0.0, 0.0, 0.0))
         writer.commit(str(current_round))
     return encoder.finish()
+
+
+def _files(folder: Path) -> dict[int, TensorFile]:
+    """Residuals by round; what cannot be read is not there."""
+    opened = [open_kept(path) for path in folder.glob(_NAME.format("*"))]
+    opened.append(open_kept(folder / _EARLIER_NAME))
+    return {int(file.label): file for file in opened if file is not None and file.label.isdecimal()}
+
+
+def _keep_only(folder: Path, taken_round: int | None) -> None:
+    """Remove what no later round can use. An open file stays readable."""
+    for path in [*folder.glob(_NAME.format("*")), folder / _EARLIER_NAME]:
+        file = open_kept(path)
+        if file is None or file.label != str(taken_round):
+            path.unlink(missing_ok=True)
 
 
 def _codecs_of(values: Mapping[str, Any], policy: PrecisionPolicy) -> dict[str, Codec]:
@@ -81,10 +105,8 @@ def _codecs_of(values: Mapping[str, Any], policy: PrecisionPolicy) -> dict[str, 
     return {name: codec for name, codec in codecs.items() if codec is not None}
 
 
-def _meant(name: str, value: object, residual: TensorFile | None) -> torch.Tensor:
+def _meant(name: str, update: torch.Tensor, residual: TensorFile | None) -> torch.Tensor:
     """The update with what was left out of the last one, float32 on the CPU."""
-    update = as_tensor(value)
-    assert update is not None, "has a codec, so it is a tensor"
     meant = update.cpu().to(torch.float32)
     if residual is None or name not in residual:
         return meant

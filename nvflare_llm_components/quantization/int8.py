@@ -12,6 +12,8 @@ import torch
 from nvflare_llm_components.quantization.blocks import (
     NONFINITE_BYTES,
     BlockReader,
+    check_nonfinite,
+    check_range,
     finished,
     multiply_blocks,
     num_blocks,
@@ -34,6 +36,7 @@ class Int8Codec:
     name: str = "int8"
     bits: int = 8
     default_block_size: int = 128
+    is_for_differences: bool = False
 
     def num_payload_bytes(self, num_weights: int, block_size: int | None, num_nonfinite: int) -> int:
         """See :class:`.codec.Codec`."""
@@ -57,6 +60,15 @@ class Int8Codec:
             scratch.round_().clamp_(-_MAX_CODE, _MAX_CODE)
             codes[part] = scratch.view(-1)[: part.stop - part.start]
         return finished(payload, reader)
+
+    def check(
+        self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
+    ) -> None:
+        """See :class:`.codec.Codec`."""
+        rest = check_nonfinite(payload, num_weights, num_nonfinite)
+        num_scales = num_blocks(num_weights, block_size or self.default_block_size)
+        check_range("scales", view_section(rest[: 2 * num_scales], torch.bfloat16), _MIN_SCALE, _MAX_SCALE)
+        check_range("codes", rest[2 * num_scales :].view(torch.int8), -_MAX_CODE, _MAX_CODE)
 
     def decode(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int

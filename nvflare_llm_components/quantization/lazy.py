@@ -1,19 +1,21 @@
-"""Values that decode when they are asked for."""
+"""Values that decode when they are asked for, and until then cost what travelled."""
 
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 
-from nvflare_llm_components.quantization.arrays import as_tensor, materialized
-from nvflare_llm_components.quantization.wire import Entry, has_nonfinite, to_numpy, unpack
+from nvflare_llm_components.quantization.wire import RAW, Entry, has_nonfinite, to_numpy, unpack
+from nvflare_llm_components.tensors.convert import as_tensor, materialized
+from nvflare_llm_components.tensors.lazy import LazyValue
+
+SOURCE: Final = "source"
+RestoreDtype = torch.dtype | Literal["source"] | None
+"""Dtype of decoded weights: None is float32, or float64 as it was; SOURCE is what the sender had."""
 
 
-class LazyTensor:
+class LazyTensor(LazyValue):
     """A checked payload that decodes on `materialize()`.
-
-    NVFlare's aggregation helper, and whoever else looks for `materialize`, decodes one tensor at a time, so
-    that waiting results cost their quantized size.
 
     Args:
         value: payload, checked; a lazy reference to it stays lazy.
@@ -33,6 +35,17 @@ class LazyTensor:
         return restored(unpack(payload, self._entry), self._restore_dtype)
 
     @property
+    def shape(self) -> torch.Size:
+        """See :class:`LazyValue`."""
+        return torch.Size(self._entry["shape"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See :class:`LazyValue`."""
+        unpacked = getattr(torch, self._entry["dtype"]) if self._entry["codec"] == RAW else torch.float32
+        return restored(torch.empty(0, dtype=unpacked), self._restore_dtype).dtype
+
+    @property
     def has_nonfinite(self) -> bool:
         """Whether any weight is known to be NaN or infinite; nothing is decoded, nor read from a file."""
         return has_nonfinite(as_tensor(self._value), self._entry)
@@ -40,6 +53,14 @@ class LazyTensor:
     def __repr__(self) -> str:
         shape = "x".join(map(str, self._entry["shape"]))
         return f"LazyTensor({self._entry['codec']} {shape})"
+
+
+def dtype_after(entry: Entry, restore_dtype: RestoreDtype) -> torch.dtype | None:
+    """Dtype that a parameter is restored to; None is float32, or float64 as it was."""
+    if restore_dtype != SOURCE:
+        return restore_dtype
+    dtype: torch.dtype = getattr(torch, entry["dtype"])
+    return dtype
 
 
 def restored(weights: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -40,11 +40,30 @@ def append_record(run_dir: Path, record: dict[str, Any]) -> None:
         ledger.write(line)
 
 
+def read_records(ledger: Path) -> list[dict[str, Any]]:
+    """The lines of a ledger; one that a full disk or a kill left torn is passed over."""
+    records = []
+    for line in ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
 def total_wire_bytes(run_dir: Path, direction: str) -> int:
     """Bytes on the wire that a ledger counts in one direction."""
-    lines = (run_dir / LEDGER_NAME).read_text(encoding="utf-8").splitlines()
-    records = [record for record in map(json.loads, lines) if record["direction"] == direction]
+    records = [r for r in read_records(run_dir / LEDGER_NAME) if r["direction"] == direction]
     return sum(wire_bytes_of(record) for record in records)
+
+
+def wire_bytes_of_round(run_dir: Path, round_number: int) -> tuple[int, int]:
+    """Bytes on the wire that a ledger counts for one round: out and in; zeros where there is no ledger."""
+    total = {"out": 0, "in": 0}
+    for record in read_records(run_dir / LEDGER_NAME):
+        if record["round"] == round_number:
+            total[record["direction"]] += wire_bytes_of(record)
+    return total["out"], total["in"]
 
 
 def wire_bytes_of(record: dict[str, Any]) -> int:

@@ -12,23 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from nvflare_llm_components.quantization.arrays import as_tensor, materialize_of, materialized, nbytes_of
+from nvflare_llm_components.quantization.checks import FORMAT_VERSION, check, check_header, shown
 from nvflare_llm_components.quantization.codec import Codec
-from nvflare_llm_components.quantization.lazy import LazyTensor, decoded
-from nvflare_llm_components.quantization.policy import PrecisionPolicy
+from nvflare_llm_components.quantization.lazy import LazyTensor, RestoreDtype, decoded, dtype_after
+from nvflare_llm_components.quantization.precision import PrecisionPolicy
 from nvflare_llm_components.quantization.traffic import Traffic
 from nvflare_llm_components.quantization.wire import (
     RAW,
     Entry,
     WireFormatError,
-    check,
     num_wire_bytes,
     pack,
     pack_raw,
 )
+from nvflare_llm_components.tensors.convert import as_tensor, materialize_of, materialized, nbytes_of
 
 META_KEY = "nvflare_llm_precision"
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,25 @@ class MessageEncoder:
             self.values[name] = source
 
     def add_encoded(
-        self, name: str, weights: torch.Tensor, codec: Codec, marks: Mapping[str, bool], measure: bool = True
+        self,
+        name: str,
+        weights: torch.Tensor,
+        codec: Codec,
+        marks: Mapping[str, bool],
+        dtype: torch.dtype | None = None,
+        measure: bool = True,
     ) -> None:
-        """Add a floating-point tensor encoded by `codec`; `measure` estimates the error that it makes."""
-        payload, entry, encoded = pack(name, weights, codec, self.policy.block_size, marks)
+        """Add a floating-point tensor encoded by `codec`.
+
+        Args:
+            name: of the parameter.
+            weights: its values.
+            codec: what encodes them.
+            marks: flags of its entry.
+            dtype: what the sender had, where `weights` are made of it; None is theirs.
+            measure: whether to estimate the error.
+        """
+        payload, entry, encoded = pack(name, weights, codec, self.policy.block_size, marks, dtype)
         self._put(name, weights, payload, entry)
         self.traffic.num_encoded += 1
         self.traffic.num_saturated += encoded.num_saturated
@@ -135,26 +149,34 @@ def encode_message(values: Mapping[str, Any], policy: PrecisionPolicy) -> Messag
 
 
 def decode_message(
-    values: Mapping[str, Any], header: object, restore_dtype: torch.dtype | None, lazy: bool
+    values: Mapping[str, Any], header: object, restore_dtype: RestoreDtype, lazy: bool
 ) -> tuple[dict[str, Any], Traffic]:
     """Check a whole message, then decode it.
 
     Args:
         values: payloads by parameter name.
         header: the meta value that describes them.
-        restore_dtype: dtype of the floating-point results; None is float32.
+        restore_dtype: dtype of the floating-point results; None is float32, SOURCE what the sender had.
         lazy: whether to hand over :class:`.lazy.LazyTensor` in place of tensors. Arrays are decoded at once.
 
     Raises:
-        WireFormatError: for a message that does not keep to the format; nothing has been decoded then.
+        WireFormatError: for a message that does not keep to the format, or that is a step of a shadow;
+            nothing has been decoded then.
     """
-    return decode_entries(values, check_message(values, header), restore_dtype, lazy)
+    entries = check_message(values, header)
+    assert isinstance(header, dict), "was checked"
+    if header.get("shadow") is not None:
+        raise WireFormatError(
+            "The message should be complete: only a server's broadcast is a step of a shadow. "
+            "Found a field `shadow` in its header."
+        )
+    return decode_entries(values, entries, restore_dtype, lazy)
 
 
 def decode_entries(
     values: Mapping[str, Any],
     entries: Mapping[str, Entry],
-    restore_dtype: torch.dtype | None,
+    restore_dtype: RestoreDtype,
     lazy: bool,
     skip: Collection[str] = (),
 ) -> tuple[dict[str, Any], Traffic]:
@@ -168,9 +190,9 @@ def decode_entries(
         if entry is None or name in skip:
             result[name] = value
         elif lazy and entry.get("numpy") is not True:
-            result[name] = LazyTensor(value, entry, restore_dtype)
+            result[name] = LazyTensor(value, entry, dtype_after(entry, restore_dtype))
         else:
-            result[name] = decoded(value, entry, restore_dtype)
+            result[name] = decoded(value, entry, dtype_after(entry, restore_dtype))
     traffic.seconds = time.perf_counter() - start
     return result, traffic
 
@@ -181,32 +203,25 @@ def check_message(values: Mapping[str, Any], header: object) -> dict[str, Entry]
     Raises:
         WireFormatError: naming what was expected and what was found.
     """
-    entries = _entries(header)
+    entries = check_header(header, META_KEY)
+    assert isinstance(header, dict), "was checked"
     missing = sorted(set(entries) - set(values))
     if missing:
         raise WireFormatError(
-            f"The message should hold every parameter it describes. Missing: {missing[:5]}."
+            f"The message should hold every parameter it describes. Missing: {shown(missing[:5])}."
+        )
+    marked = [name for name, entry in entries.items() if "shadow" in entry]
+    if marked and header.get("shadow") is None:
+        raise WireFormatError(
+            f"A message that is no step of a shadow should mark no parameter. Found {shown(marked[:5])}."
         )
     for name, value in values.items():
         if name in entries:
             check(name, entries[name], materialized(value))
         elif as_tensor(value) is not None or materialize_of(value):
-            raise WireFormatError(f"Parameter {name!r} of the message should have an entry in {META_KEY!r}.")
-    return entries
-
-
-def _entries(header: object) -> dict[str, Entry]:
-    if not isinstance(header, dict) or header.get("version") != FORMAT_VERSION:
-        found = header.get("version") if isinstance(header, dict) else type(header).__name__
-        raise WireFormatError(
-            f"Meta {META_KEY!r} should be of version {FORMAT_VERSION}. Found {found!r:.200}. "
-            "Install the same release of nvflare_llm_components on every site."
-        )
-    entries = header.get("params")
-    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise WireFormatError(
-            f"Meta {META_KEY!r} should describe its parameters in a dict `params` of dicts."
-        )
+            raise WireFormatError(
+                f"Parameter {shown(name)} of the message should be described in {META_KEY!r}."
+            )
     return entries
 
 

@@ -1,15 +1,17 @@
 """The shadow: what every client has decoded so far, so that a broadcast need only carry the difference to it.
 
-At 4 bits weights do not survive a broadcast; their change over a round does. Server and clients keep the same
-bfloat16 tensors, the shadow, and a broadcast is one step of it::
+At 4 bits and less weights do not survive a broadcast; their change over a round does. Server and clients
+keep the same bfloat16 tensors, the shadow, of all parameters whose codec is for differences, and a broadcast
+is one step of it::
 
     difference = nf4(weights - shadow)          travels
     shadow     = bfloat16(shadow + difference)  on the server and on every client, bit for bit
 
-What a step leaves out is part of the next difference, so nothing is lost. A shadow is known by the CRC-32
-of its bytes. A client that does not hold the shadow a step starts from (it joined late, missed a round or
-lost its disk) gets the next shadow itself: an absolute message of two bytes a weight, and exact, since the
-shadow is bfloat16.
+What a step leaves out is part of the next difference, so nothing is lost. What is not finite in a shadow
+counts as zero, so that a NaN is gone with the next step. A shadow is known by the CRC-32 of its bytes, and is
+held against it before a step starts from it. A client that does not hold the shadow a step starts from (it
+joined late, missed a round or lost its disk) gets the next shadow itself: an absolute message of two bytes a
+weight, and exact, since the shadow is bfloat16.
 """
 
 import threading
@@ -20,9 +22,10 @@ from typing import Any
 
 import torch
 
-from nvflare_llm_components.quantization.arrays import as_tensor, materialized
 from nvflare_llm_components.quantization.cast import BF16
-from nvflare_llm_components.quantization.lazy import restored
+from nvflare_llm_components.quantization.codec import Codec
+from nvflare_llm_components.quantization.kept import crc32_of_file, open_kept
+from nvflare_llm_components.quantization.lazy import RestoreDtype, dtype_after, restored
 from nvflare_llm_components.quantization.message import (
     Message,
     MessageEncoder,
@@ -30,10 +33,12 @@ from nvflare_llm_components.quantization.message import (
     decode_entries,
     marks_of,
 )
-from nvflare_llm_components.quantization.policy import CODECS, PrecisionPolicy
-from nvflare_llm_components.quantization.tensor_file import TensorFile, TensorFileWriter
+from nvflare_llm_components.quantization.precision import PrecisionPolicy
 from nvflare_llm_components.quantization.traffic import Traffic
-from nvflare_llm_components.quantization.wire import Entry, WireFormatError, unpack
+from nvflare_llm_components.quantization.wire import Entry, WireFormatError, crc32_of, unpack
+from nvflare_llm_components.tensors.convert import as_tensor, materialized
+from nvflare_llm_components.tensors.lazy import LazyValue
+from nvflare_llm_components.tensors.safetensors_file import Layout, TensorFile, TensorFileWriter
 
 SHADOW_NAME = "shadow.safetensors"
 HEADER_FIELD = "shadow"
@@ -50,6 +55,7 @@ class ShadowStep:
         difference: message for clients that hold `base`; without a base it lacks the shadowed parameters.
         policy: precision of each parameter.
         path: file of the new shadow.
+        dtypes: what the server had, by the name of a shadowed parameter.
     """
 
     base: str | None
@@ -57,6 +63,7 @@ class ShadowStep:
     difference: Message
     policy: PrecisionPolicy
     path: Path
+    dtypes: Mapping[str, torch.dtype]
     _absolute: Message | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -72,7 +79,7 @@ class ShadowStep:
         shadow, known = TensorFile(self.path), self.difference
         encoder = MessageEncoder(self.policy)
         for name in shadow:
-            encoder.add_encoded(name, shadow.read(name), BF16, _MARK)
+            encoder.add_encoded(name, shadow.read(name), BF16, _MARK, self.dtypes[name])
         for name in (name for name in known.values if name not in shadow):
             encoder.add_again(name, known)
         encoder.traffic.bytes_before = known.traffic.bytes_before
@@ -86,28 +93,30 @@ def advance(values: Mapping[str, Any], policy: PrecisionPolicy, folder: Path) ->
 
     Args:
         values: the global model: tensors, arrays or lazy values by parameter name.
-        policy: what it gives to ``nf4`` is shadowed; the rest travels as it says.
+        policy: what it gives to a codec for differences is shadowed; the rest travels as it says.
         folder: where the shadow lives.
     """
     path = folder / SHADOW_NAME
-    old = TensorFile.open_if_there(path)
-    shapes = _shadowed_shapes(values, policy)
+    codecs, shapes, dtypes = _shadowed(values, policy)
+    old = _sound(open_kept(path))
     if old is not None and any(old.shape_of(name) != shape for name, shape in shapes.items()):
         old = None
     encoder = MessageEncoder(policy)
-    with TensorFileWriter(path, shapes, torch.bfloat16) as writer:
-        for name in shapes:
-            writer.write(name, _advance_one(encoder, name, values[name], old))
+    crc32 = 0
+    with TensorFileWriter(path, _layout(shapes)) as writer:
+        for name, codec in codecs.items():
+            shadow = _advance_one(encoder, name, values[name], codec, old)
+            crc32 = crc32_of(writer.write(name, shadow), crc32)
         for name in (name for name in values if name not in shapes):
             encoder.add(name, values[name])
-        new = f"{writer.crc32:08x}"
+        new = f"{crc32:08x}"
         writer.commit(new)
     base = old.label if old else None
-    return ShadowStep(base, new, encoder.finish(shadow={"id": new, "base": base}), policy, path)
+    return ShadowStep(base, new, encoder.finish(shadow={"id": new, "base": base}), policy, path, dtypes)
 
 
 def follow(
-    values: Mapping[str, Any], header: Mapping[str, Any], folder: Path, dtype: torch.dtype | None, lazy: bool
+    values: Mapping[str, Any], header: Mapping[str, Any], folder: Path, dtype: RestoreDtype, lazy: bool
 ) -> tuple[dict[str, Any], Traffic]:
     """Take a client's shadow along with a message of the server; the new one is on disk on return.
 
@@ -115,40 +124,44 @@ def follow(
         values: payloads by parameter name.
         header: the meta value that describes them, with the ids of the shadow before and after.
         folder: where the shadow lives.
-        dtype: dtype of the floating-point results; None is float32.
+        dtype: dtype of the floating-point results; None is float32, SOURCE what the sender had.
         lazy: whether to hand over values that are read on `materialize()`.
 
     Raises:
         WireFormatError: where the message does not keep to the format, starts from a shadow that is not
-            here, or does not lead to the shadow that it names. The shadow is left as it was then.
+            here, or does not lead to the shadow that it names. The shadow is left as it was then, unless the
+            disk has changed it: that one is removed, so that the next message is an absolute one.
     """
     entries = check_message(values, header)
-    new, base = _ids(header)
+    new, base = header[HEADER_FIELD]["id"], header[HEADER_FIELD].get("base")
     path = folder / SHADOW_NAME
     old = _shadow_with(base, path)
     shapes = {name: tuple(entries[name]["shape"]) for name in sorted(entries) if _is_shadowed(entries[name])}
-    with TensorFileWriter(path, shapes, torch.bfloat16) as writer:
+    crc32 = 0
+    with TensorFileWriter(path, _layout(shapes)) as writer:
         for name in shapes:
             step = unpack(_payload(values[name]), entries[name])
-            writer.write(name, _stepped(old.read(name) if old else None, step))
-        if f"{writer.crc32:08x}" != new:
-            raise WireFormatError(f"The shadow should be {new} after this message. Found {writer.crc32:08x}.")
+            crc32 = crc32_of(writer.write(name, _stepped(_base_of(old, name), step)), crc32)
+        if f"{crc32:08x}" != new:
+            if _sound(old) is None:
+                path.unlink(missing_ok=True)
+            raise WireFormatError(f"The shadow should be {new} after this message. Found {crc32:08x}.")
         writer.commit(new)
     result, traffic = decode_entries(values, entries, dtype, lazy, skip=set(shapes))
     shadow = TensorFile(path)
     for name in shapes:
-        value = ShadowTensor(shadow, name, dtype)
+        value = ShadowTensor(shadow, name, dtype_after(entries[name], dtype))
         result[name] = value if lazy else value.materialize()
     return result, traffic
 
 
 def held_shadow(folder: Path) -> str | None:
-    """Id of the shadow that a site holds."""
-    file = TensorFile.open_if_there(folder / SHADOW_NAME)
+    """Id of the shadow that a site holds, and that its disk has kept as it was; it is read for this."""
+    file = _sound(open_kept(folder / SHADOW_NAME))
     return file.label if file else None
 
 
-class ShadowTensor:
+class ShadowTensor(LazyValue):
     """A parameter that is read from the shadow's file on `materialize()`."""
 
     def __init__(self, shadow: TensorFile, name: str, dtype: torch.dtype | None) -> None:
@@ -158,36 +171,67 @@ class ShadowTensor:
         """Read into a new float tensor."""
         return restored(self._shadow.read(self._name), self._dtype)
 
+    @property
+    def shape(self) -> torch.Size:
+        """See :class:`LazyValue`."""
+        return torch.Size(self._shadow.shape_of(self._name) or ())
 
-def _shadowed_shapes(values: Mapping[str, Any], policy: PrecisionPolicy) -> dict[str, tuple[int, ...]]:
-    """Shapes in the order of their names: the id of a shadow must not depend on the order of a message."""
-    shapes = {}
+    @property
+    def dtype(self) -> torch.dtype:
+        """See :class:`LazyValue`."""
+        return self._dtype or torch.float32
+
+
+def _shadowed(
+    values: Mapping[str, Any], policy: PrecisionPolicy
+) -> tuple[dict[str, Codec], dict[str, tuple[int, ...]], dict[str, torch.dtype]]:
+    """Codecs, shapes and dtypes in the order of names: an id must not depend on the order of a message."""
+    codecs: dict[str, Codec] = {}
+    shapes, dtypes = {}, {}
     for name in sorted(values):
         weights = as_tensor(materialized(values[name]))
-        if weights is not None and policy.codec_of(name, weights) is CODECS["nf4"]:
-            shapes[name] = tuple(weights.shape)
-    return shapes
+        codec = None if weights is None else policy.codec_of(name, weights)
+        if weights is not None and codec is not None and codec.is_for_differences:
+            codecs[name], shapes[name], dtypes[name] = codec, tuple(weights.shape), weights.dtype
+    return codecs, shapes, dtypes
 
 
-def _advance_one(encoder: MessageEncoder, name: str, value: object, old: TensorFile | None) -> torch.Tensor:
+def _layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    return {name: (shape, torch.bfloat16) for name, shape in shapes.items()}
+
+
+def _advance_one(
+    encoder: MessageEncoder, name: str, value: object, codec: Codec, old: TensorFile | None
+) -> torch.Tensor:
     """Add the difference of one parameter to the message and return its new shadow."""
-    weights = _payload(value).cpu().float()
-    if old is None:
+    source = _payload(value)
+    weights = source.cpu().float()
+    base = _base_of(old, name)
+    if base is None:
         shadow = _stepped(None, weights)
         encoder.traffic.bytes_before += 4 * weights.numel()
     else:
-        before = old.read(name)
-        difference = weights - before.float()
-        encoder.add_encoded(name, difference, CODECS["nf4"], {**marks_of(value), **_MARK}, measure=False)
-        shadow = _stepped(before, unpack(encoder.values[name], encoder.entries[name]))
+        marks = {**marks_of(value), **_MARK}
+        encoder.add_encoded(name, weights - base, codec, marks, source.dtype, measure=False)
+        shadow = _stepped(base, unpack(encoder.values[name], encoder.entries[name]))
     encoder.traffic.count_error(weights, shadow)
     return shadow
 
 
-def _stepped(before: torch.Tensor | None, step: torch.Tensor) -> torch.Tensor:
-    """The shadow of one parameter after a step, bfloat16; a saturating cast, so that it stays finite."""
-    total = step.float() if before is None else before.float().add_(step)
+def _base_of(old: TensorFile | None, name: str) -> torch.Tensor | None:
+    """What a step of one parameter starts from: float32, with zeros for what is not finite."""
+    return None if old is None else old.read(name).float().nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _stepped(base: torch.Tensor | None, step: torch.Tensor) -> torch.Tensor:
+    """The shadow of one parameter after a step, bfloat16; a saturating cast. `base` is overwritten."""
+    total = step.float() if base is None else base.add_(step)
     return BF16.encode(total, None).payload.view(torch.bfloat16).view(total.shape)
+
+
+def _sound(file: TensorFile | None) -> TensorFile | None:
+    """A shadow whose bytes are those that it is known by, else None."""
+    return file if file is not None and f"{crc32_of_file(file):08x}" == file.label else None
 
 
 def _payload(value: object) -> torch.Tensor:
@@ -200,18 +244,10 @@ def _is_shadowed(entry: Entry) -> bool:
     return entry.get("shadow") is True
 
 
-def _ids(header: Mapping[str, Any]) -> tuple[str, str | None]:
-    ids = header.get(HEADER_FIELD)
-    if not isinstance(ids, dict) or not isinstance(ids.get("id"), str):
-        raise WireFormatError(f"Header field {HEADER_FIELD!r} should hold an id. Found {ids!r:.200}.")
-    base = ids.get("base")
-    return ids["id"], None if base is None else str(base)
-
-
 def _shadow_with(base: str | None, path: Path) -> TensorFile | None:
     if base is None:
         return None
-    old = TensorFile.open_if_there(path)
+    old = open_kept(path)
     if old is None or old.label != base:
         found = old.label if old else "none"
         raise WireFormatError(

@@ -1,4 +1,4 @@
-"""One tensor on the wire: its payload, its entry in the meta, and the checks of both.
+"""One tensor on the wire: its payload and its entry in the meta; :mod:`.checks` says what both must keep to.
 
 An entry is a dict of builtins. For an encoded tensor::
 
@@ -18,14 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nvflare_llm_components.quantization.arrays import as_tensor
-from nvflare_llm_components.quantization.blocks import check_block_size, split_nonfinite, view_section
+from nvflare_llm_components.quantization.blocks import view_section
 from nvflare_llm_components.quantization.cast import CastCodec
 from nvflare_llm_components.quantization.codec import Codec, Encoded
-from nvflare_llm_components.quantization.policy import CODECS
+from nvflare_llm_components.quantization.precision import CODECS
 
 RAW = "raw"
-_MAX_DIMS = 64
 Entry = dict[str, Any]
 
 
@@ -50,6 +48,7 @@ def pack(
     codec: Codec,
     block_size: int | None,
     marks: Mapping[str, bool] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, Entry, Encoded]:
     """Encode a tensor.
 
@@ -59,6 +58,7 @@ def pack(
         codec: what encodes it.
         block_size: weights that share a scale; None is the codec's default.
         marks: further flags of the entry.
+        dtype: what the sender had, where `weights` are made of it; None is theirs.
 
     Returns:
         Its payload on the CPU, its entry, and what the codec reported.
@@ -66,7 +66,7 @@ def pack(
     size = None if codec.default_block_size is None else block_size or codec.default_block_size
     encoded = codec.encode(weights, size)
     payload = encoded.payload.cpu()
-    entry = _described(codec.name, weights, marks)
+    entry = _described(codec.name, weights, marks, dtype)
     entry |= {"block_size": size, "num_nonfinite": encoded.num_nonfinite}
     return payload, sealed(name, entry, payload), encoded
 
@@ -81,26 +81,7 @@ def pack_raw(
 
 def sealed(name: str, entry: Entry, payload: torch.Tensor) -> Entry:
     """The entry with its checksum: CRC-32 of name and fields, continued over the payload."""
-    return {**entry, "crc32": _crc32(name, entry, payload)}
-
-
-def check(name: str, entry: object, value: object) -> torch.Tensor:
-    """The payload of an entry, once everything that the entry says about it holds.
-
-    Nothing is allocated for what an entry declares.
-
-    Args:
-        name: parameter name, for the error.
-        entry: what the meta says.
-        value: what arrived: a tensor or an array, not lazy.
-
-    Raises:
-        WireFormatError: naming the parameter, what was expected and what was found.
-    """
-    try:
-        return _checked(name, entry, value)
-    except (TypeError, ValueError) as e:
-        raise WireFormatError(f"Parameter {name!r} of the message is refused: {e}") from e
+    return {**entry, "crc32": crc32_of_entry(name, entry, payload)}
 
 
 def unpack(payload: torch.Tensor, entry: Entry) -> torch.Tensor:
@@ -142,82 +123,18 @@ def num_wire_bytes(entry: Entry) -> int:
     return codec.num_payload_bytes(num_weights, entry["block_size"], entry["num_nonfinite"])
 
 
-def _checked(name: str, entry: object, value: object) -> torch.Tensor:
-    if not isinstance(entry, dict):
-        raise ValueError(f"its entry should be a dict. Found {type(entry).__name__}.")
-    payload = as_tensor(value)
-    if payload is None:
-        raise ValueError(f"its payload should be a tensor. Found {type(value).__name__}.")
-    _check_shape(entry.get("shape"))
-    if entry.get("codec") == RAW:
-        _check_raw(entry, payload)
-    else:
-        _check_encoded(entry, payload)
-    if entry.get("crc32") != (found := _crc32(name, entry, payload)):
-        raise ValueError(f"its checksum should be {entry.get('crc32')!r}. Found {found}.")
-    if entry["codec"] != RAW:
-        _check_positions(entry, payload)
-    return payload
+def _described(
+    codec: str, weights: torch.Tensor, marks: Mapping[str, bool] | None, dtype: torch.dtype | None = None
+) -> Entry:
+    name = dtype_name(dtype or weights.dtype)
+    return {"codec": codec, "dtype": name, "shape": list(weights.shape), **(marks or {})}
 
 
-def _described(codec: str, weights: torch.Tensor, marks: Mapping[str, bool] | None) -> Entry:
-    return {"codec": codec, "dtype": dtype_name(weights.dtype), "shape": list(weights.shape), **(marks or {})}
-
-
-def _crc32(name: str, entry: Entry, payload: torch.Tensor) -> int:
-    """Fields are in the order of their names, as JSON without spaces: the same bytes everywhere."""
+def crc32_of_entry(name: str, entry: Entry, payload: torch.Tensor) -> int:
+    """Checksum of an entry: of its name and fields as JSON, in one form everywhere, then of its payload."""
     fields = {key: value for key, value in entry.items() if key != "crc32"}
     text = json.dumps([name, fields], sort_keys=True, separators=(",", ":"))
     return crc32_of(payload, zlib.crc32(text.encode()))
-
-
-def _check_shape(shape: object) -> None:
-    ok = isinstance(shape, list | tuple) and len(shape) <= _MAX_DIMS and all(_is_count(n) for n in shape)
-    if not ok:
-        raise ValueError(f"shape should be a list of sizes. Found {shape!r:.200}.")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _check_raw(entry: Entry, payload: torch.Tensor) -> None:
-    found = (dtype_name(payload.dtype), list(payload.shape))
-    expected = (entry.get("dtype"), list(entry["shape"]))
-    if found != expected:
-        raise ValueError(f"dtype and shape should be {expected!r:.200}. Found {found}.")
-
-
-def _check_encoded(entry: Entry, payload: torch.Tensor) -> None:
-    name = entry.get("codec")
-    codec = CODECS.get(name) if isinstance(name, str) else None
-    if codec is None:
-        raise ValueError(f"codec should be one of {', '.join([RAW, *CODECS])}. Found {name!r:.200}.")
-    if entry.get("dtype") not in ("float16", "bfloat16", "float32", "float64"):
-        raise ValueError(f"dtype should be a 16 to 64 bit float. Found {entry.get('dtype')!r:.200}.")
-    _check_block_size_of(codec, entry.get("block_size"))
-    num_weights, num_nonfinite = math.prod(entry["shape"]), entry.get("num_nonfinite", -1)
-    if not _is_count(num_nonfinite) or num_nonfinite > (num_weights if codec.default_block_size else 0):
-        raise ValueError(f"num_nonfinite should be a count of its weights. Found {num_nonfinite!r:.200}.")
-    expected = codec.num_payload_bytes(num_weights, entry["block_size"], num_nonfinite)
-    if payload.dtype != torch.uint8 or payload.shape != (expected,) or not payload.is_contiguous():
-        found = f"{dtype_name(payload.dtype)} {list(payload.shape)}"
-        raise ValueError(f"its payload should be uint8 [{expected}], contiguous. Found {found}.")
-
-
-def _check_block_size_of(codec: Codec, block_size: object) -> None:
-    if codec.default_block_size is None and block_size is None:
-        return
-    if codec.default_block_size is None or not isinstance(block_size, int):
-        raise ValueError(f"block_size of {codec.name} is not what it may be. Found {block_size!r:.200}.")
-    check_block_size(block_size)
-
-
-def _check_positions(entry: Entry, payload: torch.Tensor) -> None:
-    positions = split_nonfinite(payload, entry["num_nonfinite"])[0]
-    size = math.prod(entry["shape"])
-    if positions.numel() and not bool(((positions >= 0) & (positions < size)).all()):
-        raise ValueError(f"positions of non-finite weights should be below {size}. Found one that is not.")
 
 
 def to_numpy(weights: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nvflare_llm_components.data.records import read_records, write_jsonl
-from nvflare_llm_components.tools.job import num_rounds, training_settings
-from nvflare_llm_components.training.baseline import run_baseline
+from nvflare_llm_components.jobs.read import num_rounds, training_settings
+from nvflare_llm_components.training.centralized import run_baseline
 from nvflare_llm_components.training.settings import TrainingSettings
 
 

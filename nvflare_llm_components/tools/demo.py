@@ -19,10 +19,10 @@ import nvflare_llm_components
 from nvflare_llm_components.data.demo_model import save_base_model
 from nvflare_llm_components.data.demo_sets import neutral_text, write_raw_sets
 from nvflare_llm_components.data.records import read_records
+from nvflare_llm_components.jobs.read import training_settings
 from nvflare_llm_components.tools.demo_figure import Outcome, draw
 from nvflare_llm_components.tools.federation import Federation, simulate
 from nvflare_llm_components.tools.generation import generate
-from nvflare_llm_components.tools.job import training_settings
 from nvflare_llm_components.tools.runs import SiteRun
 from nvflare_llm_components.tools.shell import Shell
 from nvflare_llm_components.training.evaluate import evaluate_model
@@ -54,7 +54,7 @@ def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | N
         ValueError: ``raw`` lacks a file, or ``jobs`` a job.
     """
     console = console or Console()
-    _silence_libraries()
+    silence_libraries()
     missing = [name for name in JOBS if not (jobs / name).is_dir()]
     if missing:
         raise ValueError(f"{jobs}: expected the jobs {', '.join(JOBS)}. Found no {', '.join(missing)}.")
@@ -70,12 +70,12 @@ def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | N
     _prepare(shell, out, raw)
     shell.export()
     federations = [simulate(shell, jobs / name, out / name, SITES) for name in JOBS]
-    outcomes = [_outcome(console, federation) for federation in federations]
+    outcomes = [_outcome(federation) for federation in federations]
     central = _centralized(shell, jobs / JOBS[0], out / "centralized")
     _show(console, outcomes, central, out)
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Their progress bars and deprecation notes: the console tells what matters here."""
     warnings.simplefilter("ignore", FutureWarning)
     datasets.disable_progress_bars()
@@ -84,7 +84,7 @@ def _silence_libraries() -> None:
 
 
 def _prepare(shell: Shell, out: Path, raw: Path | None) -> None:
-    files = raw_files(raw) if raw else _generate(shell.console, out)
+    files = raw_files(raw) if raw else generated_files(shell.console, out)
     for name in SITES:
         command = ["nvflare-llm", "prepare", name, *map(str, files[name]), "--out", str(out / "data" / name)]
         shell.run(command, out / "logs" / f"prepare-{name}.txt")
@@ -120,7 +120,8 @@ def raw_files(raw: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _generate(console: Console, out: Path) -> dict[str, list[Path]]:
+def generated_files(console: Console, out: Path) -> dict[str, list[Path]]:
+    """Raw files of three generated sets, by name of the set."""
     console.print("Generating three instruction sets: one to read, one to rewrite, one to know.")
     return {name: [file] for name, file in write_raw_sets(out / "raw", num_rows=400).items()}
 
@@ -137,10 +138,10 @@ def _make_model(console: Console, out: Path, text: Sequence[str], vocab_size: in
     console.print(f"Made a base model of {num_weights / 1e6:.1f} million weights: {out / 'model'}")
 
 
-def _outcome(console: Console, federation: Federation) -> Outcome:
+def _outcome(federation: Federation) -> Outcome:
     runs = federation.runs
-    console.print(f"Evaluating the last global model of {federation.name} on each site's data ...")
-    after = {site: _loss(federation.job, federation.model, site) for site in SITES}
+    found = federation.view.final().get("sites", {})
+    after = {site: found.get(site) or _loss(federation.job, federation.model, site) for site in SITES}
     before = {site: runs[site].metrics("eval")[0]["eval_loss"] for site in SITES}
     sizes = [run.message_bytes() for run in runs.values()]
     return Outcome(federation.name, runs, before, after, max(size or 0 for size in sizes), federation.seconds)

@@ -1,13 +1,18 @@
 """Runs one job in FLARE's simulator, and believes only what it leaves on disk."""
 
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from nvflare_llm_components.tools.job import num_rounds
-from nvflare_llm_components.tools.runs import Record, SiteRun, find_runs, read_lines
+from rich.console import Console
+
+from nvflare_llm_components.jobs.read import num_rounds
+from nvflare_llm_components.tools.cause import cause_of, logs_of
+from nvflare_llm_components.tools.runs import SiteRun, find_runs, having, of_kind, read_lines
 from nvflare_llm_components.tools.shell import CommandError, Shell, tail
+from nvflare_llm_components.tools.view import View
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,25 @@ class Federation:
         return _global_model(self.workspace)
 
     @property
+    def view(self) -> View:
+        """What the run has come to."""
+        return View(self.workspace, Console(quiet=True))
+
+    @property
     def runs(self) -> dict[str, SiteRun]:
         """Each site's part, by the site's name."""
         return {run.folder.parent.name: run for run in find_runs(self.workspace)}
 
 
-def simulate(shell: Shell, job: Path, workspace: Path, sites: Sequence[str]) -> Federation:
+def simulate(
+    shell: Shell,
+    job: Path,
+    workspace: Path,
+    sites: Sequence[str],
+    *,
+    threads: int | None = None,
+    also: Sequence[str] = (),
+) -> Federation:
     """Allows this package in a workspace and simulates a job there.
 
     Args:
@@ -45,24 +63,53 @@ def simulate(shell: Shell, job: Path, workspace: Path, sites: Sequence[str]) -> 
         job: the job's folder.
         workspace: the simulator's workspace; all but its ``local`` folder is replaced.
         sites: names of the clients, one process each.
+        threads: clients that work at a time; None is all of them.
+        also: further classes that the job may load.
 
     Returns:
         The run.
 
     Raises:
-        CommandError: the simulator failed, or left no complete run; with the last lines of the logs.
+        CommandError: the simulator failed, or left no complete run; the last line is the cause.
     """
     logs = workspace.parent / "logs"
-    shell.run(["nvflare-llm", "allow", str(workspace)], logs / f"{job.name}-allow.txt")
+    allow = ["nvflare-llm", "allow", str(workspace), "--new", *(w for path in also for w in ("--also", path))]
+    shell.run(allow, logs / f"{job.name}-allow.txt")
     command = ["nvflare", "simulator", str(job), "-w", str(workspace)]
-    command += ["-c", ",".join(sites), "-t", str(len(sites))]
-    progress = Progress(shell, workspace, sites)
+    command += ["-c", ",".join(sites), "-t", str(threads or len(sites))]
+    console_log = logs / f"{job.name}.txt"
+    view = View(workspace, shell.console, since=time.time())
     try:
-        seconds = shell.run(command, logs / f"{job.name}.txt", progress.watch)
+        seconds = shell.run(command, console_log, view.text)
+        check(workspace, sites, num_rounds(job))
     except CommandError as error:
-        raise CommandError(_with_logs(str(error), workspace, ["server", *sites])) from error
-    check(workspace, sites, num_rounds(job))
+        raise CommandError(_explained(error, workspace, sites, console_log)) from error
     return Federation(job.name, job, workspace, seconds)
+
+
+def judge(workspace: Path, sites: Sequence[str], rounds: int) -> None:
+    """Looks as :func:`check` does, and finds the cause.
+
+    Raises:
+        CommandError: the run is not complete; the last line is the cause.
+    """
+    try:
+        check(workspace, sites, rounds)
+    except CommandError as error:
+        raise CommandError(_explained(error, workspace, sites)) from error
+
+
+def _explained(
+    error: CommandError, workspace: Path, sites: Sequence[str], console: Path | None = None
+) -> str:
+    logs = {who: log for who, log in logs_of(workspace, sites).items() if log.is_file()}
+    cause = cause_of(logs) or (cause_of({"simulator": console}) if console else None)
+    if cause is None:
+        return str(error)
+    found = str(error).splitlines()[0]
+    return "\n".join(
+        [found, f"Logs: {', '.join(map(str, [*([console] if console else []), *logs.values()]))}", cause]
+    )
 
 
 def check(workspace: Path, sites: Sequence[str], rounds: int) -> None:
@@ -78,59 +125,16 @@ def check(workspace: Path, sites: Sequence[str], rounds: int) -> None:
     """
     for site in sites:
         records = read_lines(workspace / site / "simulate_job" / "metrics.jsonl")
-        done = [record["round"] for record in records if record["kind"] == "round"]
+        done = [record["round"] for record in having(of_kind(records, "round"), "round")]
         if done != list(range(rounds)):
-            raise CommandError(
-                _with_logs(f"{site}: expected {rounds} rounds. Found {done}.", workspace, [site, "server"])
-            )
+            log = workspace / site / "error_log.txt"
+            message = f"{site}: expected {rounds} rounds. Found {done}."
+            raise CommandError(f"{message}\nThe end of {log}:\n{tail(log)}")
     saved = _global_model(workspace) / "federation.json"
     found = json.loads(saved.read_text(encoding="utf-8"))["round"] if saved.is_file() else None
     if found != rounds - 1:
-        message = f"{saved}: expected the model of round {rounds - 1}. Found {found}."
-        raise CommandError(_with_logs(message, workspace, ["server"]))
+        raise CommandError(f"{saved}: expected the model of round {rounds - 1}. Found {found}.")
 
 
 def _global_model(workspace: Path) -> Path:
     return workspace / "server" / "simulate_job" / "global_model" / "last"
-
-
-def _with_logs(message: str, workspace: Path, sites: Sequence[str]) -> str:
-    logs = [workspace / site / "error_log.txt" for site in sites]
-    return "\n".join([message, *(f"The end of {log}:\n{tail(log)}" for log in logs)])
-
-
-@dataclass
-class Progress:
-    """Tells of a running simulation from the records that its sites write."""
-
-    shell: Shell
-    workspace: Path
-    sites: Sequence[str]
-    _told: dict[str, int] = field(default_factory=dict)
-
-    def watch(self) -> str:
-        """Prints a line for each round that a site has begun or ended since the last call.
-
-        Returns:
-            Where each site is now.
-        """
-        now = []
-        for site in self.sites:
-            records = read_lines(self.workspace / site / "simulate_job" / "metrics.jsonl")
-            for record in records[self._told.get(site, 0) :]:
-                if line := _line(record):
-                    self.shell.console.print(f"  {site:8} {line}", highlight=False)
-            self._told[site] = len(records)
-            steps = [record for record in records if record["kind"] == "train"]
-            now.append(f"{site}: step {steps[-1]['step']}, loss {steps[-1]['loss']:.2f}" if steps else "")
-        return "  ".join(now)
-
-
-def _line(record: Record) -> str:
-    if record["kind"] == "eval":
-        return f"round {record['round']}  global model: eval loss {record['eval_loss']:.3f}"
-    if record["kind"] == "round":
-        return (
-            f"round {record['round']}  trained {record['num_steps']} steps: loss {record['train_loss']:.3f}"
-        )
-    return ""

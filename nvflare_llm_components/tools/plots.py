@@ -9,15 +9,16 @@ from matplotlib.figure import Figure
 
 from nvflare_llm_components.tools.runs import SiteRun, find_runs
 
-_PANELS = (
-    ("training loss", "train", "loss"),
-    ("learning rate", "train", "learning_rate"),
-    ("eval loss at the start of a round", "eval", "eval_loss"),
-)
+_EVAL = ("eval loss of the global model", "eval", "eval_loss")
+_TRAIN = ("training loss", "train", "loss")
+_RATE = ("learning rate", "train", "learning_rate")
+_DASH = 5.0  # points
 
 
 def plot(paths: Sequence[Path], out: Path) -> list[SiteRun]:
-    """Draws training loss, learning rate and eval loss of all runs over the step, with the rounds marked.
+    """Draws training loss and eval loss of all runs over the step, with the rounds marked.
+
+    The learning rate gets a low panel of its own where it is not constant.
 
     Args:
         paths: what :func:`find_runs` takes.
@@ -30,18 +31,29 @@ def plot(paths: Sequence[Path], out: Path) -> list[SiteRun]:
         ValueError: a path holds no run, or the format is not known.
     """
     runs = [run for path in paths for run in find_runs(path)]
-    figure = Figure(figsize=(9, 10), layout="constrained")
-    axes = figure.subplots(len(_PANELS), sharex=True)
-    for axis, (title, kind, key) in zip(axes, _PANELS, strict=True):
-        for run, width in zip(runs, _widths(len(runs)), strict=True):
-            _draw(axis, run, kind, key, width)
+    panels = [_TRAIN, _EVAL, *([_RATE] if _varies(runs) else [])]
+    heights = [1.0 if panel is _RATE else 3.0 for panel in panels]
+    figure = Figure(figsize=(9, 1.2 + 1.25 * sum(heights)), layout="constrained")
+    grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)
+    axes = list(grid[:, 0])
+    for axis, (title, kind, key) in zip(axes, panels, strict=True):
+        for place, run in enumerate(runs):
+            _draw(axis, run, kind, key, place, len(runs))
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
     axes[-1].set_xlabel("optimizer step")
     _mark_rounds(axes, runs)
+    handles, labels = axes[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+    for label in legend.get_texts():
+        label.set_parse_math(False)  # a folder's name is no formula
     save(figure, out)
     return runs
+
+
+def _varies(runs: Sequence[SiteRun]) -> bool:
+    rates = {record.get("learning_rate") for run in runs for record in run.metrics("train")} - {None}
+    return len(rates) > 1
 
 
 def save(figure: Figure, out: Path) -> None:
@@ -62,27 +74,29 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     return [sum(values[start:end]) / (end - start) for end, start in enumerate(starts, 1)]
 
 
-def _widths(num_runs: int) -> list[float]:
-    """Points: the first run's line is the widest, so that equal curves on top of it hide none."""
-    return [1.2 + 4 * place / max(num_runs - 1, 1) for place in reversed(range(num_runs))]
-
-
-def _draw(axis: Axes, run: SiteRun, kind: str, key: str, width: float) -> None:
+def _draw(axis: Axes, run: SiteRun, kind: str, key: str, place: int, num_runs: int) -> None:
     records = [record for record in run.metrics(kind) if record.get(key) is not None]
     steps, values = [record["step"] for record in records], [record[key] for record in records]
+    colour = f"C{place % 10}"
     if key == "loss":
-        (line,) = axis.plot(steps, values, alpha=0.2, linewidth=1)
-        axis.plot(steps, smoothed(values, 10), color=line.get_color(), linewidth=width, label=run.label)
-    else:
-        marker = "o" if kind == "eval" else ""
-        axis.plot(steps, values, marker=marker, markersize=4 + width, linewidth=width, label=run.label)
+        axis.plot(steps, values, alpha=0.15, linewidth=1, color=colour)
+        values = smoothed(values, 10)
+    marker = "o" if kind == "eval" else ""
+    axis.plot(steps, values, alpha=0.5, linewidth=1, color=colour, marker=marker, markersize=4)
+    # Equal curves share a line: each has its turn on it.
+    turn = (_DASH * place, (_DASH, _DASH * (num_runs - 1))) if num_runs > 1 else "-"
+    axis.plot(steps, values, linewidth=2.5, linestyle=turn, color=colour)
+    axis.plot([], [], linewidth=2.5, color=colour, label=run.label)
 
 
 def _mark_rounds(axes: Sequence[Axes], runs: Sequence[SiteRun]) -> None:
     """Lines at the round boundaries of the run with most rounds; other runs may have other boundaries."""
     rounds = max((run.metrics("round") for run in runs), key=len)
-    for record in rounds:
-        axes[0].text(record["start_step"], 1.01, f" round {record['round']}", transform=_above(axes[0]))
+    every = max(1, -(-len(rounds) // 10))
+    for number, record in enumerate(rounds):
+        if number % every == 0:
+            label = f" round {record['round'] + 1}"
+            axes[0].text(record["start_step"], 1.01, label, transform=_above(axes[0]), fontsize="small")
         for axis in axes:
             axis.axvline(record["start_step"], color="grey", linewidth=0.8, linestyle=":")
 

@@ -1,174 +1,290 @@
-"""Turns what a dead or finished run left into a job that continues it."""
+"""Turns what a dead or finished run left into a job that continues it.
+
+What is to go on is given a second name on disk before anything can remove the first: the simulator wipes its
+workspace when it starts, and a deployed server its run directory when a job ends. In the simulator it lies
+beside the new job's folder; a deployed job carries the model in its server's app.
+"""
 
 import json
-import re
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import SERVER_SITE_NAME
 
-from nvflare_llm_components.checkpoint.global_models import earlier_model
-from nvflare_llm_components.checkpoint.record import read_record, verify_files
+from nvflare_llm_components.checkpoint.global_models import BEST, FOLDER, LAST, MASTER, earlier_model
+from nvflare_llm_components.checkpoint.manifest import read_manifest, verify_files
+from nvflare_llm_components.tensors.atomic import replace_folder
+from nvflare_llm_components.tensors.links import link_tree, links_in
+from nvflare_llm_components.tensors.text import printable
+from nvflare_llm_components.tools import continued
+from nvflare_llm_components.tools.continued import Config, Rounds
+from nvflare_llm_components.tools.earlier_run import (
+    META,
+    EarlierRun,
+    deployment,
+    find_earlier_run,
+    goes_to_all,
+)
+from nvflare_llm_components.tools.runs import read_lines
+from nvflare_llm_components.widgets import ROUNDS_FILE, STATE_FOLDERS
 
-PERSISTOR = "nvflare_llm_components.persistors.SafetensorsModelPersistor"
-STATE_FOLDERS = ("trainer_state", "filter_state")
-SIMULATED = "simulate_job"
-SERVER_CONFIG, CLIENT_CONFIG = "config_fed_server.json", "config_fed_client.json"
+SERVER_CONFIG, CLIENT_CONFIG = "config/config_fed_server.json", "config/config_fed_client.json"
+CARRIED = "earlier_run"
+"""Folder of a server's app with the models that a deployed job goes on from."""
 
-
-class EarlierRunState(FLComponent):
-    """Brings what a site kept of an earlier run, trainer and filter state, into the run that continues it."""
-
-    def __init__(self, *, run_dir: str):
-        """Store the setting.
-
-        Args:
-            run_dir: run directory of the earlier run at this site.
-        """
-        super().__init__()
-        self.run_dir = run_dir
-
-    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Copy when the run starts: executor and filters look into the run directory at their first task."""
-        if event_type != EventType.START_RUN:
-            return
-        run_dir = Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id()))
-        for name in STATE_FOLDERS:
-            source, target = Path(self.run_dir) / name, run_dir / name
-            if source.is_dir() and not target.exists():
-                shutil.copytree(source, target)
-                self.log_info(fl_ctx, f"{name} continues from {source}")
-            elif not target.exists():
-                self.log_info(
-                    fl_ctx, f"{name}: the earlier run left none at {source}; this site starts afresh"
-                )
+_ON_SERVER = f"{{WORKSPACE}}/{{JOB_ID}}/app_{SERVER_SITE_NAME}/{CARRIED}"
+_SIGNATURES = (".__nvfl_sig.json", ".__nvfl_submitter.crt")  # of the earlier job's files
 
 
 def resume_job(run: Path, out: Path, job: Path | None = None, num_rounds: int | None = None) -> str:
     """Write a job folder that continues a run: its model, the rounds still to do, each site's state.
 
     Args:
-        run: the server's run directory of the earlier job (in the simulator: WORKSPACE/server/simulate_job).
-        out: the new job folder; it must not exist.
-        job: the earlier job's folder; needed only where sites got different apps.
+        run: what the earlier run left: the simulator's workspace, the folder that ``nvflare job download``
+            wrote, or the server's run directory.
+        out: the new job folder; it must not exist. In the simulator, `out`_earlier_run is made beside it.
+        job: the earlier job's folder, where it can't be found in `run`.
         num_rounds: rounds of the whole, those done included; None: as the earlier job had it.
 
     Returns:
         What the new job continues and what was lost, in a few lines.
 
     Raises:
-        ValueError: if the run has no job of ours in it, its model is damaged, or no round is left to do.
-        FileExistsError: if `out` exists.
+        ValueError: if there is no run, it has no job of ours in it, its model is damaged, or no round is left
+            to do. Nothing is written then.
     """
-    run = run.resolve()
-    model = earlier_model(run / "global_model")
-    if model:
-        verify_files(model)
-    _copy_job(run, out, job)
-    server_files = sorted(out.rglob(SERVER_CONFIG))
-    if not server_files:
-        raise ValueError(f"{job or run}: expected {SERVER_CONFIG} in it, found none. Give the job's folder.")
-    done = read_record(model)["round"] + 1 if model else None
-    for file in server_files:
-        begin, left = _continue_server(file, run, model, done, num_rounds)
-    for file in [*server_files, *out.rglob(CLIENT_CONFIG)]:
-        site_run = str(run) if file.name == SERVER_CONFIG else _site_run_dir(run)
-        _edit(file, lambda config, folder=site_run: _add_state(config, folder))
-    return "\n".join([_sentence(model, begin, left), *_sites(run)])
+    out = out.absolute()
+    earlier = find_earlier_run(run, job)
+    _refuse_links(earlier)
+    beside = out.with_name(f"{out.name}_{CARRIED}")
+    _refuse_place(earlier, out, beside)
+    config = _read(earlier.apps[earlier.server_app] / SERVER_CONFIG)
+    model = _model(earlier, config)
+    rounds = _rounds_left(earlier, config, model, num_rounds)
+    lines = [_sentence(model, rounds)]
+    if continued.components_of(config, continued.MODULE):
+        lines.append("FedOpt's momentum is not kept: the server's optimizer starts afresh.")
+
+    def write_job(folder: Path) -> None:
+        lines.extend(_write_job(folder, beside, earlier, model, rounds))
+
+    if not earlier.is_simulated:
+        replace_folder(out, write_job)
+        return _told(lines)
+    try:
+        replace_folder(beside, lambda folder: lines.extend(_keep_beside(folder, earlier, config, model)))
+        replace_folder(out, write_job)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return _told(lines)
 
 
-def _copy_job(run: Path, out: Path, job: Path | None) -> None:
-    if job is not None:
-        shutil.copytree(job, out)
-        return
-    meta = json.loads((run / "meta.json").read_text()) if (run / "meta.json").is_file() else {}
-    deploy_map = meta.get("deploy_map", {})
-    if len(deploy_map) > 1 or not (run / "app_server").is_dir():
+def _told(lines: Sequence[str]) -> str:
+    return "\n".join(printable(line, 4000) for line in lines)  # names of sites, studies, metrics
+
+
+def _refuse_place(earlier: EarlierRun, out: Path, beside: Path) -> None:
+    for folder in (out, beside) if earlier.is_simulated else (out,):
+        if folder.exists():
+            raise ValueError(f"{folder}: expected no such folder, found one. Choose another --out.")
+    root = earlier.run_dir.parents[1] if earlier.is_simulated else earlier.run_dir
+    if out.resolve().is_relative_to(root):
         raise ValueError(
-            f"{run}: expected the one app of all sites in app_server, found deploy_map {deploy_map}. "
-            "Give the earlier job's folder as well (--job)."
+            f"{out}: expected a folder outside {root}, found one in it, which FLARE removes with the run. "
+            "Choose another --out."
         )
-    name = next(iter(deploy_map), "app")
-    shutil.copytree(run / "app_server", out / name)
-    kept = {key: meta[key] for key in ("min_clients", "mandatory_clients", "resource_spec") if key in meta}
-    content = {"name": f"{meta.get('name', 'job')}_resumed", "deploy_map": {name: ["@ALL"]}, **kept}
-    (out / "meta.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _continue_server(
-    file: Path, run: Path, model: Path | None, done: int | None, num_rounds: int | None
-) -> tuple[int, int]:
-    """Set rounds and model in a server's configuration; return the first round and how many there are."""
-    config = json.loads(file.read_text())
-    workflow = next((w for w in config.get("workflows", []) if "num_rounds" in w.get("args", {})), None)
-    persistor = next((c for c in config.get("components", []) if c.get("path") == PERSISTOR), None)
-    if workflow is None or persistor is None:
+def _refuse_links(earlier: EarlierRun) -> None:
+    """A run's folder may come from elsewhere: what a link in it names is this machine's."""
+    runs = (earlier.run_dir, *earlier.site_dirs.values())
+    kept = [run / name for run in runs for name in (FOLDER, *STATE_FOLDERS)]
+    for link in (link for folder in [*earlier.apps.values(), *kept] for link in links_in(folder)):
         raise ValueError(
-            f"{file}: expected a workflow with num_rounds and a SafetensorsModelPersistor, found "
-            f"{'no persistor of ours' if workflow else 'no such workflow'}. Such a job can't be continued."
+            f"{printable(link)}: expected a file of the run itself, found a link to elsewhere. Put the file "
+            "in its place if you trust the run, or remove the link. Nothing was written."
         )
-    if "cyclic" in workflow["path"].lower():
-        raise ValueError(f"{file}: {workflow['path']} has no start_round and can't be continued.")
-    args = workflow["args"]
-    first = int(_resolved(args.get("start_round", 0), config))
-    total = num_rounds if num_rounds is not None else first + int(_resolved(args["num_rounds"], config))
-    begin = first if done is None else done
-    if begin >= total:
+
+
+def _model(earlier: EarlierRun, config: Config) -> Path | None:
+    """The model to go on from, whole; where this run saved none, the one that it was continuing."""
+    inherited = continued.earlier_model_of(config)
+    places = [earlier.run_dir]
+    if inherited:
+        path = continued.resolved_path(inherited, earlier.run_dir, SERVER_SITE_NAME)
+        places.append(_own_place("resume_from", path, earlier, SERVER_SITE_NAME))
+    found = [model for place in places if (model := earlier_model(place / FOLDER))]
+    if inherited and not found:
         raise ValueError(
-            f"{run}: all {total} rounds are done. To go on, say how many the whole has (--rounds)."
+            f"{earlier.run_dir}: the run continued {places[-1]}, and no model is left in either. Give the "
+            "run that still has it."
         )
-    args.update(start_round=begin, num_rounds=total - begin)
-    if model:
-        persistor.setdefault("args", {})["resume_from"] = str(run)
-    file.write_text(json.dumps(config, indent=2) + "\n")
-    return begin, total - begin
+    if found:
+        verify_files(found[0])
+    return found[0] if found else None
 
 
-def _resolved(value: Any, config: dict[str, Any]) -> Any:
-    """Return a value with FLARE's "{variable}" looked up at the top of the configuration."""
-    found = re.fullmatch(r"\{(\w+)\}", value) if isinstance(value, str) else None
-    return config[found.group(1)] if found else value
+def _own_place(argument: str, path: Path, earlier: EarlierRun, site: str) -> Path:
+    """The folder that a run says it was continuing itself, if this tool put it there.
+
+    A run from elsewhere may name any folder of this machine; what lies in it would go into the next job, and
+    with a deployed one to its server.
+    """
+    place = path.resolve()
+    if earlier.is_simulated:
+        is_ours = place.name == site and place.parent.name.endswith(f"_{CARRIED}")
+    else:
+        is_ours = place == earlier.run_dir.resolve() / f"app_{SERVER_SITE_NAME}" / CARRIED
+    if not is_ours or links_in(place):
+        raise ValueError(
+            f"{argument}: expected a folder that `nvflare-llm resume` made, found '{printable(path, 200)}' "
+            "in the earlier job. If you trust the run, give the one that it was continuing. Nothing was "
+            "written."
+        )
+    return place
 
 
-def _edit(file: Path, change: Any) -> None:
-    config = json.loads(file.read_text())
-    change(config)
-    file.write_text(json.dumps(config, indent=2) + "\n")
+def _rounds_left(earlier: EarlierRun, config: Config, model: Path | None, num_rounds: int | None) -> Rounds:
+    told = [record.get("num_rounds") for record in read_lines(earlier.run_dir / ROUNDS_FILE)]
+    recorded = num_rounds or next((count for count in reversed(told) if count), None)
+    planned = continued.rounds_of(config, recorded)
+    total = num_rounds or planned.first + planned.count
+    first = int(read_manifest(model)["round"]) + 1 if model else planned.first
+    if first >= total:
+        raise ValueError(
+            f"{earlier.run_dir}: all {total} rounds are done. To go on, say how many the whole has "
+            "(--rounds)."
+        )
+    return Rounds(first, total - first)
 
 
-def _add_state(config: dict[str, Any], run_dir: str) -> None:
-    path = f"{EarlierRunState.__module__}.{EarlierRunState.__name__}"
-    others = [c for c in config.get("components", []) if c.get("path") != path]
-    config["components"] = [*others, {"id": "earlier_run_state", "path": path, "args": {"run_dir": run_dir}}]
-
-
-def _site_run_dir(run: Path) -> str:
-    """Return a client's run directory of the earlier job, with FLARE's variables in it."""
-    return (
-        f"{run.parents[1]}/{{SITE_NAME}}/{SIMULATED}"
-        if run.name == SIMULATED
-        else f"{{WORKSPACE}}/{run.name}"
-    )
-
-
-def _sentence(model: Path | None, begin: int, left: int) -> str:
-    if model is None:
-        return f"No round was saved: the job starts again at round {begin}, {left} rounds."
-    metrics = read_record(model.parent / "best").get("metrics", {})
-    best = f" Best so far: {metrics}." if metrics else ""
-    return f"Continues with round {begin}, {left} to do, from {model}.{best}"
-
-
-def _sites(run: Path) -> list[str]:
-    """Say which sites kept their trainer's state, where that can be seen from here."""
-    if run.name != SIMULATED:
-        return ["A site whose run directory still holds trainer_state goes on with it; its log says so."]
+def _keep_beside(folder: Path, earlier: EarlierRun, config: Config, model: Path | None) -> list[str]:
+    """Link the models and each site's state to where no simulator will wipe them; say what there was."""
+    own = folder / SERVER_SITE_NAME
+    _link_models(model, (MASTER, LAST, BEST), own)
+    _link_state(SERVER_SITE_NAME, earlier, config, own)
     lines = []
-    for site in sorted(path.parent for path in run.parents[1].glob(f"*/{SIMULATED}") if path != run):
-        kept = [name for name in STATE_FOLDERS if any((site / SIMULATED / name).glob("*"))]
+    for site, run_dir in earlier.site_dirs.items():
+        app = run_dir / f"app_{site}" / CLIENT_CONFIG
+        kept = _link_state(site, earlier, _read(app) if app.is_file() else {}, folder / site)
         lost = "optimizer, schedule and data order start afresh"
-        lines.append(f"{site.name}: goes on with {', '.join(kept)}" if kept else f"{site.name}: {lost}")
+        lines.append(f"{site}: goes on with {', '.join(kept)}" if kept else f"{site}: {lost}")
     return lines
+
+
+def _link_models(model: Path | None, names: Sequence[str], target: Path) -> None:
+    for name in names:
+        if model and (model.parent / name).is_dir():
+            link_tree(model.parent / name, target / FOLDER / name)
+
+
+def _link_state(site: str, earlier: EarlierRun, config: Config, target: Path) -> list[str]:
+    """Link a simulated site's state; one that did not come so far has left it where it would have begun."""
+    run_dir = earlier.run_dir if site == SERVER_SITE_NAME else earlier.site_dirs[site]
+    before = continued.earlier_state_of(config).get("run_dir")
+    places = [run_dir]
+    if before:
+        path = continued.resolved_path(str(before), run_dir, site)
+        places.append(_own_place("run_dir of EarlierRunState", path, earlier, site))
+    kept = []
+    for name in STATE_FOLDERS:
+        source = next((place / name for place in places if any((place / name).glob("*"))), None)
+        if source:
+            link_tree(source, target / name)
+            kept.append(name)
+    return kept
+
+
+def _write_job(out: Path, beside: Path, earlier: EarlierRun, model: Path | None, rounds: Rounds) -> list[str]:
+    meta = {**earlier.meta, "name": f"{earlier.meta.get('name', 'job').removesuffix('_resumed')}_resumed"}
+    apps, lines = dict(earlier.apps), []
+    server_app, resume_from = earlier.server_app, f"{beside}/{SERVER_SITE_NAME}"
+    if not earlier.is_simulated:
+        resume_from, lines = _ON_SERVER, _advice(earlier)
+        if model:
+            server_app = _apart(meta, apps, earlier, lines)
+    for name, app in apps.items():
+        shutil.copytree(app, out / name, ignore=shutil.ignore_patterns(CARRIED, *_SIGNATURES))
+        _edit(
+            out / name / SERVER_CONFIG, lambda config: _go_on(config, rounds, resume_from if model else None)
+        )
+        for file in (SERVER_CONFIG, CLIENT_CONFIG):
+            _edit(out / name / file, lambda config: _take_state(config, earlier, beside))
+    if model and not earlier.is_simulated:
+        _link_models(model, (model.name, BEST), out / server_app / CARRIED)
+    _write(out / META, meta)
+    return lines
+
+
+def _go_on(config: Config, rounds: Rounds, resume_from: str | None) -> None:
+    if config.get("workflows"):  # the other sites' apps may have an empty one
+        continued.continue_server(config, rounds, resume_from)
+
+
+def _take_state(config: Config, earlier: EarlierRun, beside: Path) -> None:
+    if earlier.is_simulated:
+        continued.continue_state(config, {"run_dir": f"{beside}/{{SITE_NAME}}"})
+    else:
+        before = continued.earlier_state_of(config).get("job_ids", [])
+        continued.continue_state(config, {"job_ids": [earlier.job_id, *before]})
+
+
+def _apart(meta: Config, apps: dict[str, Path], earlier: EarlierRun, lines: list[str]) -> str:
+    """Give the server an app of its own, so that the model does not travel to every site; return its name."""
+    name = earlier.server_app
+    sites = deployment(meta)[name]
+    others = earlier.sites if goes_to_all(sites) else [site for site in sites if site != SERVER_SITE_NAME]
+    if not others and not goes_to_all(sites):
+        return name
+    if not others:
+        lines.append("The model travels to every site, since the run does not tell which those were.")
+        return name
+    if goes_to_all(sites):
+        lines.append(
+            f"The earlier job went to all sites. So that the model goes to the server alone, this one names "
+            f"those that took part: {', '.join(others)}. Others can be added to deploy_map in {META}."
+        )
+    own = f"{name}_{SERVER_SITE_NAME}"
+    meta["deploy_map"] = {own: [SERVER_SITE_NAME], **meta["deploy_map"], name: others}
+    apps[own] = apps[name]
+    return own
+
+
+def _advice(earlier: EarlierRun) -> list[str]:
+    lines = [
+        f"Sites look for their state of job {earlier.job_id} in their own workspace; each site's log says "
+        "whether it was there. Where the server's run directory is gone, so is its filter state: its first "
+        "broadcast is then a whole model."
+    ]
+    if earlier.study not in (None, "default"):
+        lines.append(f"The earlier job was of study {earlier.study}: submit this one with --study, too.")
+    return lines
+
+
+def _sentence(model: Path | None, rounds: Rounds) -> str:
+    if model is None:
+        return f"No round was saved: the job starts again at round {rounds.first}, {rounds.count} rounds."
+    metrics = read_manifest(model.parent / BEST).get("metrics", {})
+    best = f" Best so far: {metrics}." if metrics else ""
+    return f"Continues with round {rounds.first}, {rounds.count} to do, from {model}.{best}"
+
+
+def _read(file: Path) -> Config:
+    if not file.is_file():
+        raise ValueError(f"{file}: expected a job's configuration, found no such file. Give the job (--job).")
+    content: Config = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _edit(file: Path, change: Callable[[Config], None]) -> None:
+    if file.is_file():
+        content = _read(file)
+        change(content)
+        _write(file, content)

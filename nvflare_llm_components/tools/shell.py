@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import IO
 
 from rich.console import Console
+from rich.text import Text
+
+from nvflare_llm_components.tools.environment import with_recommended
 
 # What a user types, and how this interpreter's own installation of it is started.
 _PROGRAMS = {"nvflare": "nvflare.cli", "nvflare-llm": "nvflare_llm_components.cli"}
@@ -74,7 +77,7 @@ class Shell:
             with self.console.status("") as status:
                 while process.poll() is None and time.monotonic() - started < self.timeout_s:
                     seconds = round(time.monotonic() - started)
-                    status.update(f"{seconds} s {watch() if watch else ''}")
+                    status.update(Text(f"{seconds} s {watch() if watch else ''}"))
                     time.sleep(0.5)
             return process.poll()
         finally:
@@ -95,7 +98,7 @@ def _start(command: Sequence[str], variables: dict[str, str], output: IO[str]) -
     # A group of its own: FLARE's clients outlive a killed simulator, but the group's signal reaches them.
     return subprocess.Popen(
         [sys.executable, "-m", _PROGRAMS[program], *arguments],
-        env=os.environ | variables,
+        env=with_recommended(os.environ | variables),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,

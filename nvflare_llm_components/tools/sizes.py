@@ -13,11 +13,14 @@ from nvflare.fuel.utils import fobs
 from peft import get_peft_config, get_peft_model, get_peft_model_state_dict
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from nvflare_llm_components.quantization.message import FORMAT_VERSION, META_KEY
-from nvflare_llm_components.quantization.policy import PRECISIONS, PrecisionPolicy
+from nvflare_llm_components.quantization.checks import FORMAT_VERSION
+from nvflare_llm_components.quantization.message import META_KEY
+from nvflare_llm_components.quantization.precision import PRECISIONS, PrecisionPolicy
 from nvflare_llm_components.quantization.wire import RAW, Entry, dtype_name
+from nvflare_llm_components.tensors.names import meta_model
+from nvflare_llm_components.tools.timeouts import limits_of, seconds_of, verdicts
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ def meta_state_dict(model: str, peft: str | None = None) -> dict[str, torch.Tens
         peft: settings of an adapter as JSON text, or the path of a JSON file.
 
     Raises:
-        OSError: if there is no config at `model`.
+        CheckpointError: if there is no config at `model`, or it can't be built here.
         ValueError: if `peft` is no JSON object.
     """
-    bare = _meta_model(model)
+    bare = meta_model(model)
     if peft is None:
         return {name: parameter.detach() for name, parameter in _tensors(bare)}
     adapted = get_peft_model(bare, get_peft_config(_peft_settings(peft)))
@@ -78,7 +81,7 @@ def message_size(state: Mapping[str, torch.Tensor], policy: PrecisionPolicy, lab
 
 def stock_sizes(model: str) -> list[MessageSize]:
     """The same model as NVFlare's own quantizer sends it: every key of the state dict, tied weights twice."""
-    num_bytes, state = {"fp32": 4, "fp16": 2}, _meta_model(model).state_dict()
+    num_bytes, state = {"fp32": 4, "fp16": 2}, meta_model(model).state_dict()
     num_weights = sum(tensor.numel() for tensor in state.values())
     return [
         MessageSize(f"stock {name}", size * num_weights, 0, len(state)) for name, size in num_bytes.items()
@@ -92,6 +95,8 @@ def show_sizes(
     num_clients: int = 1,
     mbps: float = 1000.0,
     console: Console | None = None,
+    rate: float | None = None,
+    job: Path | None = None,
 ) -> None:
     """Print a table: bytes of a message and seconds of a round, by precision.
 
@@ -102,6 +107,8 @@ def show_sizes(
         num_clients: clients that share the server's link.
         mbps: that link in megabit/s.
         console: where to print.
+        rate: a site's own line in megabit/s; messages that take longer than the job's timeouts are named.
+        job: whose timeouts; None for the shipped ones.
     """
     state = meta_state_dict(model, peft)
     sizes = [message_size(state, PrecisionPolicy(name), name) for name in precisions or PRECISIONS]
@@ -115,19 +122,14 @@ def show_sizes(
         table.add_row(
             size.label, f"{size.payload_bytes:,}", f"{size.meta_bytes:,}", f"{ratio:.4f}", f"{seconds:,.1f}"
         )
-    (console or Console()).print(table)
-
-
-def _meta_model(model: str) -> PreTrainedModel:
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            "MODEL: expected a Hugging Face folder (its config.json is enough) or a hub name. "
-            f"Found {model!r}: {str(error).splitlines()[0]}"
-        ) from error
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    console = console or Console()
+    console.print(table)
+    for size in sizes if rate else ():
+        told = verdicts(size.total_bytes, rate or 0.0, limits_of(job))
+        seconds = seconds_of(size.total_bytes, rate or 0.0)
+        told = told or [f"{seconds / 60:.1f} min one way at {rate:g} Mbit/s: within the timeouts."]
+        for sentence in told:
+            console.print(f"{size.label}: {sentence}", soft_wrap=True, highlight=False)
 
 
 def _tensors(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:

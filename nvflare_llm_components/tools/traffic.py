@@ -1,34 +1,52 @@
-"""What a run sent and received: a table and a plot of the ledgers that the filters keep."""
+"""What a run sent and received: a table, a plot or JSON of the ledgers that the filters keep.
+
+Both ends of a message write a line: the server's and the site's. Here it is one message.
+"""
 
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from nvflare_llm_components.quantization.ledger import LEDGER_NAME, wire_bytes_of
+from nvflare_llm_components.tensors.text import printable
+from nvflare_llm_components.tools.runs import having, read_lines
+
+_NEEDED = [
+    "site",
+    "direction",
+    "operation",
+    "bytes_before",
+    "bytes_after",
+    "num_saturated",
+    "num_nonfinite",
+    "seconds",
+]
 
 
 @dataclass(frozen=True)
 class TrafficLine:
-    """All messages of one site in one direction of one round.
+    """All messages between the server and one site in one direction of one round.
 
     Attributes:
-        site: who kept the ledger.
+        site: the site; "?" where the server did not know it.
         round: the round, or None for messages outside of rounds.
-        direction: ``out`` or ``in``.
+        direction: ``down`` to the site, ``up`` from it.
         num_messages: messages.
         wire_bytes: their bytes on the wire.
         full_bytes: their bytes at full precision.
-        relative_error: largest relative error among those that were encoded here.
+        relative_error: largest relative error among those that were encoded; None where it is not known.
         num_saturated: weights beyond the range of their format.
         num_nonfinite: NaN and infinite weights.
-        seconds: spent encoding or decoding.
+        seconds: spent encoding and decoding, at both ends as far as their ledgers are here.
     """
 
     site: str
@@ -55,16 +73,28 @@ def read_ledgers(run: Path) -> list[dict[str, Any]]:
             f"Expected {LEDGER_NAME} under {run}. Found none. "
             "Give a run directory or a workspace of a job with precision filters."
         )
-    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return [record for file in files for record in having(read_lines(file), *_NEEDED)]
 
 
 def summarize(records: Sequence[dict[str, Any]]) -> list[TrafficLine]:
     """One line for each site, round and direction, in that order."""
     groups: dict[tuple[str, Any, str], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        groups[record["site"], record["round"], record["direction"]].append(record)
+        is_server = record["site"] == "server"
+        site = (record.get("peer") or "?") if is_server else record["site"]
+        is_down = is_server == (record["direction"] == "out")
+        groups[site, record.get("round"), "down" if is_down else "up"].append(record)
     in_order = sorted(groups, key=lambda key: (key[0], -1 if key[1] is None else key[1], key[2]))
     return [_line(key, groups[key]) for key in in_order]
+
+
+def traffic_json(run: Path) -> str:
+    """The lines of a run as a JSON list, numbers exact.
+
+    Raises:
+        FileNotFoundError: if there is no ledger under `run`.
+    """
+    return json.dumps([asdict(line) for line in summarize(read_ledgers(run))], indent=2)
 
 
 def show_traffic(run: Path, plot: Path | None = None, console: Console | None = None) -> Path:
@@ -89,49 +119,46 @@ def show_traffic(run: Path, plot: Path | None = None, console: Console | None = 
 
 
 def _line(key: tuple[str, Any, str], records: list[dict[str, Any]]) -> TrafficLine:
-    errors = [record["relative_error"] for record in records if record["relative_error"] is not None]
+    sent = [record for record in records if record["operation"] == "quantize"]
+    received = [record for record in records if record["operation"] != "quantize"]
+    messages = received if len(received) > len(sent) else sent  # one end's ledger may not be here
+    errors = [record["relative_error"] for record in having(sent, "relative_error")]
     return TrafficLine(
         *key,
-        num_messages=len(records),
-        wire_bytes=sum(wire_bytes_of(record) for record in records),
-        full_bytes=sum(max(record["bytes_before"], record["bytes_after"]) for record in records),
+        num_messages=len(messages),
+        wire_bytes=sum(wire_bytes_of(record) for record in messages),
+        full_bytes=sum(max(record["bytes_before"], record["bytes_after"]) for record in messages),
         relative_error=max(errors, default=None),
-        num_saturated=sum(record["num_saturated"] for record in records),
-        num_nonfinite=sum(record["num_nonfinite"] for record in records),
+        num_saturated=sum(record["num_saturated"] for record in sent),
+        num_nonfinite=sum(record["num_nonfinite"] for record in messages),
         seconds=sum(record["seconds"] for record in records),
     )
 
 
 def _table(run: Path, lines: list[TrafficLine]) -> Table:
+    """Columns of numbers never wrap; what is zero everywhere has none, so that it fits into 80 columns."""
     total = sum(line.wire_bytes for line in lines)
     full = sum(line.full_bytes for line in lines)
-    table = Table(title=f"{run}: {total:,} bytes on the wire, {total / max(full, 1):.4f} of full precision")
-    names = (
-        "site",
-        "round",
-        "direction",
-        "messages",
-        "wire bytes",
-        "of full",
-        "error",
-        "saturated",
-        "not finite",
-    )
-    for name in (*names, "seconds"):
-        table.add_column(name, justify="left" if name in ("site", "direction") else "right", overflow="fold")
+    told = f"{total:,} bytes on the wire, {total / max(full, 1):.4f} of full precision"
+    table = Table(title=f"{escape(printable(run))}: {told}")
+    columns = {
+        "round": lambda line: "-" if line.round is None else str(line.round),
+        "messages": lambda line: str(line.num_messages),
+        "on the wire": lambda line: decimal(line.wire_bytes),
+        "of full": lambda line: f"{line.wire_bytes / max(line.full_bytes, 1):.4f}",
+        "error": lambda line: "-" if line.relative_error is None else f"{line.relative_error:.1e}",
+        "seconds": lambda line: f"{line.seconds:.2f}",
+    }
+    if any(line.num_saturated for line in lines):
+        columns["saturated"] = lambda line: str(line.num_saturated)
+    if any(line.num_nonfinite for line in lines):
+        columns["not finite"] = lambda line: str(line.num_nonfinite)
+    table.add_column("site", overflow="fold")
+    table.add_column("way", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=name != "messages")
     for line in lines:
-        table.add_row(
-            line.site,
-            "-" if line.round is None else str(line.round),
-            line.direction,
-            str(line.num_messages),
-            f"{line.wire_bytes:,}",
-            f"{line.wire_bytes / max(line.full_bytes, 1):.4f}",
-            "-" if line.relative_error is None else f"{line.relative_error:.2e}",
-            str(line.num_saturated),
-            str(line.num_nonfinite),
-            f"{line.seconds:.3f}",
-        )
+        table.add_row(escape(line.site), line.direction, *(cell(line) for cell in columns.values()))
     return table
 
 
@@ -143,10 +170,10 @@ def _draw(lines: list[TrafficLine], path: Path) -> None:
         rounds = [-1 if line.round is None else line.round for line in own]
         label = f"{site} {direction}"
         sizes.plot(rounds, [line.wire_bytes / 1e6 for line in own], marker="o", label=label)
-        if direction == "out":
-            errors.plot(rounds, [line.relative_error or 0.0 for line in own], marker="o", label=label)
+        errors.plot(rounds, [line.relative_error or 0.0 for line in own], marker="o", label=label)
     sizes.set(title="Bytes on the wire", xlabel="round", ylabel="MB", ylim=(0, None))
     errors.set(title="Relative error of what was sent", xlabel="round", ylim=(0, None))
-    sizes.legend()
-    errors.legend()
+    for legend in (sizes.legend(), errors.legend()):
+        for label in legend.get_texts():
+            label.set_parse_math(False)  # a site's name is no formula
     figure.savefig(path)

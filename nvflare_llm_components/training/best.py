@@ -3,10 +3,7 @@
 import math
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-
-from nvflare_llm_components.training.state import sync
+from nvflare_llm_components.tensors.safetensors_file import TensorFile, map_tensor_file, write_tensor_file
 from nvflare_llm_components.training.weights import StateDict
 
 _LOSS = "eval_loss"
@@ -21,22 +18,14 @@ class BestModel:
     @property
     def loss(self) -> float:
         """Infinity if there is no best model yet."""
-        if not self._file.exists():
-            return math.inf
-        with safe_open(self._file, framework="pt") as opened:
-            return float(opened.metadata()[_LOSS])
+        file = TensorFile.open_if_there(self._file)
+        return math.inf if file is None else float(file.metadata[_LOSS])
 
     def offer(self, loss: float, values: StateDict) -> None:
         """Keep ``values`` if their loss is lower than any before."""
-        if not loss < self.loss:
-            return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        writing = self._file.with_suffix(".writing")
-        save_file(values, writing, metadata={_LOSS: repr(loss)})
-        sync(writing)
-        writing.replace(self._file)
-        sync(self._file.parent)
+        if loss < self.loss:
+            write_tensor_file(self._file, values, metadata={_LOSS: repr(loss)})
 
     def read(self) -> StateDict | None:
         """The best weights, if there are any."""
-        return load_file(self._file) if self._file.exists() else None
+        return map_tensor_file(self._file) if self._file.exists() else None

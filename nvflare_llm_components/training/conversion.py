@@ -13,6 +13,8 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from nvflare_llm_components.tensors.names import conversions_of
+
 Read = Callable[[], torch.Tensor]
 
 
@@ -20,7 +22,7 @@ def converted(model: PreTrainedModel, values: Mapping[str, Read]) -> Iterator[tu
     """Convert as ``from_pretrained`` does, one parameter of the model at a time.
 
     Args:
-        model: A model that ``from_pretrained`` loaded.
+        model: The model that the values are for.
         values: Checkpoint name to a function that gives the value; each is called once.
 
     Yields:
@@ -33,7 +35,7 @@ def converted(model: PreTrainedModel, values: Mapping[str, Read]) -> Iterator[tu
 
 
 def _transforms(model: PreTrainedModel, values: Mapping[str, Read]) -> dict[str, WeightTransform]:
-    conversions = model._weight_conversions or []
+    conversions = conversions_of(model)
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,24 @@ Listener = Callable[[str, float, int], None]
 _TAGS = {
     ("train", "loss"): "train/loss",
     ("train", "learning_rate"): "train/learning_rate",
+    ("train", "grad_norm"): "train/grad_norm",
+    ("train", "entropy"): "train/entropy",
+    ("train", "mean_token_accuracy"): "train/mean_token_accuracy",
     ("eval", "eval_loss"): "eval/loss",
     ("eval", "eval_perplexity"): "eval/perplexity",
+    ("eval", "eval_mean_token_accuracy"): "eval/mean_token_accuracy",
     ("local_eval", "eval_loss"): "local_eval/loss",
     ("round", "train_loss"): "round/train_loss",
 }
+
+
+_KEPT = ("grad_norm", "entropy", "mean_token_accuracy", "aux_loss")
+"""What TRL logs beside loss and learning rate."""
+
+
+def kept_of(logs: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """What is worth a curve in an entry of TRL's log, whose names begin with ``prefix``."""
+    return {prefix + name: float(logs[prefix + name]) for name in _KEPT if prefix + name in logs}
 
 
 class MetricsLog:

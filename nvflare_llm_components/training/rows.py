@@ -1,105 +1,79 @@
 """Instruction rows from a site's file, in the two shapes that TRL understands."""
 
 import json
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from pyarrow import parquet
 
-ANSWER_CUE = "\n\nResponse:\n"
-"""Ends the prompt of an ``input``/``output`` row. The line break is a token boundary in common tokenizers,
-so the prompt alone and the prompt with its completion are cut alike."""
+from nvflare_llm_components.tensors.errors import ReportableError
+from nvflare_llm_components.tensors.text import ANSWER_CUE
+from nvflare_llm_components.training.row_files import MissingFileError, Row, RowLimits, read_rows
 
-Row = dict[str, Any]
-_TEXT_COLUMNS = (("input", "output"), ("prompt", "completion"), ("text",))
+__all__ = ["MissingFileError", "RowLimits", "load_rows"]
+
+logger = logging.getLogger(__name__)
+_KINDS = (("messages",), ("input", "output"), ("prompt", "completion"), ("text",))
+COLUMNS = tuple(name for kind in _KINDS for name in kind)
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_Convert = Callable[[Row, str], list[Row]]
 
 
-def load_rows(path: Path, argument: str) -> Dataset:
+def load_rows(path: Path, argument: str, limits: RowLimits | None = None) -> Dataset:
     """Read one file of instruction rows.
 
     Args:
         path: ``.jsonl``, ``.json`` (a list of objects) or ``.parquet``.
         argument: Name of the setting that holds the path, for error messages.
+        limits: How much is read.
 
     Returns:
         A dataset with columns ``prompt`` and ``completion`` (text, or lists of chat messages), or ``text``.
-        The prompt carries no loss in training.
+        The prompt carries no loss in training. A conversation gives one row for each answer in it, with all
+        that came before as its prompt. ``tools`` beside ``messages`` is kept, as JSON text.
 
     Raises:
         FileNotFoundError: The file is missing.
-        ValueError: The file is empty, is not of a known format, or a row lacks the known columns.
+        ValueError: The file is empty, too large, not of a known format, or a row lacks the known columns. Its
+            text names the row, and never what is in it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{argument}: expected a data file, found nothing at '{path}'. "
-            "Correct the path in the job, or copy the file."
-        )
-    rows = _read(path, argument)
-    if not rows:
-        raise ValueError(f"{argument}: expected at least one row, found an empty file '{path}'.")
-    convert = _conversion(rows[0], path, argument)
-    return Dataset.from_list([convert(row, number) for number, row in enumerate(rows, 1)])
-
-
-def _read(path: Path, argument: str) -> list[Row]:
-    if path.suffix == ".parquet":
-        found: list[Row] = parquet.read_table(path).to_pylist()
-        return found
-    with path.open(encoding="utf-8") as file:
-        if path.suffix == ".json":
-            return _objects(json.load(file), path, argument)
-        return list(_lines(file, path, argument))
-
-
-def _objects(found: Any, path: Path, argument: str) -> list[Row]:
-    if isinstance(found, list) and all(isinstance(row, dict) for row in found):
-        return found
-    raise ValueError(f"{argument}: expected a list of JSON objects, found another structure in '{path}'.")
-
-
-def _lines(lines: Iterable[str], path: Path, argument: str) -> Iterable[Row]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{argument}: expected one JSON object a line, found line {number} of '{path}' unreadable: "
-                f"{error}."
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{argument}: expected one JSON object a line, found {type(row).__name__} in line {number} "
-                f"of '{path}'."
-            )
-        yield row
-
-
-def _conversion(first: Row, path: Path, argument: str) -> Callable[[Row, int], Row]:
-    """The conversion that the first row's columns ask for; every further row must have the same columns."""
+    limits = limits or RowLimits()
     where = f"{argument}: '{path}'"
-    if "messages" in first:
-        return lambda row, number: _from_messages(row, f"{where}, row {number}")
-    for columns in _TEXT_COLUMNS:
+    convert: _Convert | None = None
+    converted: list[Row] = []
+    for number, row in read_rows(path, argument, limits, COLUMNS):
+        convert = convert or _conversion(row, where)
+        converted += convert(row, f"{where}, row {number}")
+    if not converted:
+        raise ReportableError(f"{argument}: expected at least one row, found an empty file '{path}'.")
+    if len(converted) < limits.min_rows:
+        raise ReportableError(
+            f"{where}: this site's policy expects at least {limits.min_rows} rows, found {len(converted)}."
+        )
+    return Dataset.from_list(converted)
+
+
+def _conversion(first: Row, where: str) -> _Convert:
+    """The conversion that the first row's columns ask for; every further row must have the same columns."""
+    for columns in _KINDS:
         if all(column in first for column in columns):
-            return _text_conversion(columns, where)
-    raise ValueError(
+            if columns == ("messages",):
+                return _from_messages
+            return lambda row, place: [_from_text(row, columns, place)]
+    # Their names may be data, in a file that is none of rows.
+    logger.warning("%s: found the columns %s", where, sorted(first))
+    raise ReportableError(
         f"{where}: expected columns input and output, prompt and completion, messages, or text; "
-        f"found {', '.join(sorted(first)) or 'none'}. Prepare the file with `nvflare-llm prepare`."
+        f"found {len(first)} others. Prepare the file with `nvflare-llm prepare`."
     )
-
-
-def _text_conversion(columns: tuple[str, ...], where: str) -> Callable[[Row, int], Row]:
-    return lambda row, number: _from_text(row, columns, f"{where}, row {number}")
 
 
 def _from_text(row: Row, columns: tuple[str, ...], where: str) -> Row:
     for column in columns:
         if not isinstance(row.get(column), str):
-            raise ValueError(
+            raise ReportableError(
                 f"{where}: expected text in column '{column}', found {type(row.get(column)).__name__}. "
                 "Give every row the same columns."
             )
@@ -109,25 +83,61 @@ def _from_text(row: Row, columns: tuple[str, ...], where: str) -> Row:
     return {"prompt": first + ANSWER_CUE if columns[0] == "input" else first, "completion": second}
 
 
-def _from_messages(row: Row, where: str) -> Row:
+def _from_messages(row: Row, where: str) -> list[Row]:
+    """One row for each answer: a chat template gives the loss of one answer, and what was before it."""
     messages = row.get("messages")
-    if (
-        not isinstance(messages, list)
-        or not messages
-        or not all(_is_message(message) for message in messages)
-    ):
-        raise ValueError(
-            f"{where}: expected a list of {{'role', 'content'}} in column 'messages', found {messages!r:.80}."
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise ReportableError(
+            f"{where}: expected a list of {{'role', 'content'}}, both text, in column 'messages', found "
+            f"{_shape(messages)}."
         )
     turns = [{"role": message["role"], "content": message["content"]} for message in messages]
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise ValueError(
+        role = turns[-1]["role"] if turns[-1]["role"] in _ROLES else "unknown"
+        raise ReportableError(
             f"{where}: expected a question and a last message of role 'assistant', found {len(turns)} "
-            f"messages, "
-            f"the last of role '{turns[-1]['role']}'. Cut the conversation after an answer."
+            f"messages, the last of role '{role}'. Cut the conversation after an answer."
         )
-    return {"prompt": turns[:-1], "completion": turns[-1:]}
+    tools = {} if row.get("tools") is None else {"tools": _as_text(row["tools"], where)}
+    return [{"prompt": prompt, "completion": [answer], **tools} for prompt, answer in _answers(turns)]
+
+
+def _answers(turns: list[Row]) -> Iterator[tuple[list[Row], Row]]:
+    for index, turn in enumerate(turns):
+        if index and turn["role"] == "assistant":
+            yield turns[:index], turn
+
+
+def _as_text(tools: Any, where: str) -> str:
+    """Tools as JSON: as a column of objects each would get the keys of all the others."""
+    listed = tools
+    if isinstance(tools, str):
+        try:
+            listed = json.loads(tools)
+        except (ValueError, RecursionError):
+            listed = None
+    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+        raise ReportableError(
+            f"{where}: expected a list of objects in column 'tools', found another structure."
+        )
+    return json.dumps(listed)
 
 
 def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+    """Calls of tools are refused: left out, the model would learn an empty answer."""
+    return (
+        isinstance(message, dict)
+        and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        and not message.get("tool_calls")
+    )
+
+
+def _shape(messages: Any) -> str:
+    if not isinstance(messages, list):
+        return type(messages).__name__
+    if not messages:
+        return "an empty list"
+    number, found = next((n, m) for n, m in enumerate(messages, 1) if not _is_message(m))
+    if isinstance(found, dict) and found.get("tool_calls"):
+        return f"calls of tools in message {number}, which are not trained"
+    return f"another structure in message {number}"

@@ -1,21 +1,21 @@
 """One site's training over a whole job: built once, fed a global model each round."""
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
-from nvflare_llm_components.training import randomness, state, weights
+from nvflare_llm_components.training import state, weights
 from nvflare_llm_components.training.best import BestModel
-from nvflare_llm_components.training.build import build_trainer, local_budget
-from nvflare_llm_components.training.metrics import Listener, MetricsLog, perplexity
+from nvflare_llm_components.training.budget import Budget
+from nvflare_llm_components.training.engine import Engine, LogEntry, TrainingEngine
+from nvflare_llm_components.training.metrics import Listener, MetricsLog, kept_of, perplexity
+from nvflare_llm_components.training.plan import Plan
+from nvflare_llm_components.training.ranks import Ranks, processes_for
+from nvflare_llm_components.training.rounds import RoundCount
 from nvflare_llm_components.training.settings import TrainingSettings
-from nvflare_llm_components.training.trainer import Proximal, RoundCallback, Tally
 from nvflare_llm_components.training.worker import TrainingStoppedError, Worker
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,10 @@ STATE_FOLDER = "trainer_state"
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
-    """What a site did in one round; a line of ``metrics.jsonl``. Times in seconds."""
+    """What a site did in one round; a line of ``metrics.jsonl``. Times in seconds.
+
+    ``missed_rounds`` of the federation passed without this site since the last one that it trained.
+    """
 
     round: int
     start_step: int
@@ -38,6 +41,7 @@ class RoundReport:
     num_examples: int
     train_loss: float
     train_seconds: float
+    missed_rounds: int = 0
 
 
 class SFTSession:
@@ -48,58 +52,103 @@ class SFTSession:
         folder: The site's run directory of this job; curves and training state are kept there. A state that
             a lost process left there is taken up.
         listener: Called with each curve's new point.
+        rounds: Rounds that an earlier session of this job has counted, if one failed.
+
+    Attributes:
+        rounds: Rounds of the job so far.
+        rounds_lost: Those of them that left no training state to go on from.
 
     Raises:
         FileNotFoundError: A data file is missing.
         ValueError: A setting, the data or the model cannot be used; the message says which and why.
     """
 
-    def __init__(self, settings: TrainingSettings, folder: Path, listener: Listener | None = None):
-        self._settings = settings = settings.checked()
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        folder: Path,
+        listener: Listener | None = None,
+        rounds: RoundCount | None = None,
+    ):
+        settings = settings.checked()
+        self._settings = settings = replace(settings, num_processes=processes_for(settings))
         self._states = state.StateFolder(folder / STATE_FOLDER)
         self._best = BestModel(folder / STATE_FOLDER / "best_local.safetensors")
         self._saved = None if settings.checkpoint == "never" else self._states.latest()
         self._progress = state.read_progress(self._saved) if self._saved else {}
-        self._trainer = build_trainer(settings, folder / STATE_FOLDER)
-        self._trainer.add_callback(RoundCallback(self._on_begin, self._poll, self._on_logs))
-        self._trainer.pause = self._pause
-        self._random_state = randomness.capture()
+        if not self._progress:
+            self._saved = None
+        kept = self._progress.get("rounds") or RoundCount()
+        self.rounds = rounds or kept
+        self.rounds_lost = self.rounds.done - kept.done
+        if self._progress.get("num_processes", settings.num_processes) != settings.num_processes:
+            self._leave_state()
+        self._engine = _engine(settings, folder, self._saved)
+        self._engine.poll, self._engine.on_logs = self._poll, self._on_logs
+        self._budget = Budget.of(settings, self._engine.steps_per_epoch)
+        self._plan = Plan(self._budget, self.rounds, follows_site=settings.schedule == "site")
         self._metrics = MetricsLog(folder, listener)
-        self._budget = local_budget(self._trainer, settings)
         self._worker: Worker | None = None
         self._aborted: Aborted = bool
-        self._round = 0
+        self._round = self._missed = 0
         self._received = ""
-        self._rounds_done = int(self._progress.get("rounds_done", 0))
 
     @property
     def has_eval_data(self) -> bool:
         """Whether global models can be evaluated here."""
-        return self._trainer.eval_dataset is not None
+        return self._engine.has_eval_data
+
+    @property
+    def is_of_federation(self) -> bool:
+        """Whether the live weights are those of a round, not what the site's own model folder holds.
+
+        A state on disk does not make them so: training begins from what is loaded, and until then from there.
+        """
+        return self._worker is not None
+
+    @property
+    def has_own_result(self) -> bool:
+        """Whether :meth:`snapshot` has what this job trained, live or as a lost process sent it."""
+        return self.is_of_federation or self._saved is not None
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of a round, rounded up."""
+        return self._budget.boundary(1)
 
     def snapshot(self) -> weights.StateDict:
         """A copy of the weights that travel; see :func:`weights.snapshot`."""
         if self._worker is None and self._saved:
             return state.read_sent(self._saved)
-        return self._call(lambda: weights.snapshot(self._trainer.model))
+        return self._call(self._engine.snapshot)
 
-    def load(self, values: Mapping[str, Any]) -> None:
-        """Write a global model into the live one; see :func:`weights.load`. Only between rounds."""
-        self._received = self._call(lambda: weights.load(self._trainer.model, values))
+    def load(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write a global model into the live one; see :func:`weights.load`. Only between rounds.
 
-    def begin_round(self, round_number: int, num_rounds: int | None, aborted: Aborted) -> None:
+        Returns:
+            The values by the names of this site's model.
+        """
+        own = self._call(lambda: self._engine.under_own_names(values))
+        self._received = self._call(lambda: self._engine.load(own))
+        return own
+
+    def begin_round(
+        self, round_number: int, num_rounds: int | None, aborted: Aborted, first_round: int | None = None
+    ) -> None:
         """Park the training at the start of a round, where weights may be loaded.
 
         Args:
             round_number: The federation's number of this round, for the records.
             num_rounds: Rounds of the whole job, for the learning rate's schedule; None if not known.
             aborted: Polled at each step; True ends the training with ``TrainingStoppedError``.
+            first_round: The federation's number of the job's first round; None if not known.
         """
         self._aborted, self._round = aborted, round_number
+        self._missed = self.rounds.begin(round_number, first_round)
         if self._worker is None:
-            planned = self._budget.boundary(max(num_rounds or 1, 1))
-            self._trainer.horizon = int(self._progress.get("horizon", planned))
-            self._worker = Worker(self._train)
+            plan = self._plan
+            plan.begin(num_rounds, first_round, self._progress.get("plan"))
+            self._worker = Worker(lambda: self._engine.run(plan.horizon, plan.lead, self._pause))
             self._worker.start()
 
     def evaluate(self, aborted: Aborted = bool, round_number: int | None = None) -> Metrics:
@@ -109,10 +158,15 @@ class SFTSession:
             aborted: Polled at each batch; True ends the evaluation with ``TrainingStoppedError``.
             round_number: The round to record it under; the present one if None.
         """
-        number = self._round if round_number is None else round_number
-        loss = self._eval_loss(aborted)
+        # A new process that only evaluates has trained nothing itself: its weights are of what was kept.
+        kept = self._progress.get("report") if self._worker is None else None
+        present = kept["round"] if kept else self._round
+        number = present if round_number is None else round_number
+        found = self._evaluated(aborted)
+        loss = found["eval_loss"]
         metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
-        self._metrics.write("eval", step=self._trainer.state.global_step, round=number, **metrics)
+        step = kept["end_step"] if kept else self._engine.step
+        self._metrics.write("eval", step=step, round=number, **metrics, **kept_of(found, "eval_"))
         return metrics
 
     def train_round(self, proximal_mu: float = 0.0) -> RoundReport:
@@ -123,22 +177,10 @@ class SFTSession:
         """
         if self._worker is None:
             raise RuntimeError("Expected begin_round before train_round.")
-        trainer, started = self._trainer, time.monotonic()
-        start_step = trainer.state.global_step
-        trainer.tally = Tally()
-        trainer.proximal = Proximal(trainer.model, proximal_mu) if proximal_mu else None
-        trainer.boundary = self._budget.boundary(self._rounds_done + 1)
-        if trainer.boundary > trainer.horizon:
-            logger.warning(
-                "Round %d is beyond the planned %d steps: the learning rate's schedule is stretched to %d.",
-                *(self._round, trainer.horizon, trainer.boundary),
-            )
-            self._call(lambda: trainer.stretch_schedule(trainer.boundary))
+        started, start_step = time.monotonic(), self._engine.step
+        self._engine.order = self._plan.order(self._round, start_step, proximal_mu)
         self._worker.advance()
-        self._rounds_done += 1
-        trainer.proximal = None
-        if self._settings.optimizer_state == "reset":
-            trainer.optimizer.state.clear()
+        self.rounds.end(self._round)
         return self._report(start_step, time.monotonic() - started)
 
     def keep_best(self, sent: weights.StateDict) -> None:
@@ -148,8 +190,8 @@ class SFTSession:
             sent: Its weights.
         """
         if self._settings.keep_best_local:
-            loss = self._eval_loss(self._aborted)
-            step = self._trainer.state.global_step
+            loss = self._evaluated(self._aborted)["eval_loss"]
+            step = self._engine.step
             self._metrics.write("local_eval", step=step, round=self._round, eval_loss=loss)
             self._best.offer(loss, sent)
 
@@ -193,8 +235,7 @@ class SFTSession:
 
     def save_model(self, folder: Path) -> Path:
         """Write model (or adapter) and tokenizer as ``from_pretrained`` opens them; returns ``folder``."""
-        self._trainer.model.save_pretrained(folder)
-        self._trainer.processing_class.save_pretrained(folder)
+        self._engine.save_model(folder)
         return folder
 
     def close(self) -> None:
@@ -203,50 +244,54 @@ class SFTSession:
             logger.warning("The training thread did not end within %s s.", _STOP_TIMEOUT_S)
         self._worker = None
         self._metrics.close()
-        self.__dict__.pop("_trainer", None)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._engine.close()
 
     def forget(self) -> None:
         """Remove the state on disk: the job is over."""
         self._states.clear()
 
+    def _leave_state(self) -> None:
+        logger.warning(
+            "The training state is one of %s processes, and %s train here now: optimizer and order of the "
+            "rows start anew from the round's weights; the learning rate's schedule goes on where it was.",
+            *(self._progress["num_processes"], self._settings.num_processes),
+        )
+        self._saved, self._progress = None, {}
+
     def _call(self, function: Callable[[], T]) -> T:
         """Run in the parked thread, after whatever it is still writing."""
         return self._worker.call(function) if self._worker else function()
 
-    def _eval_loss(self, aborted: Aborted) -> float:
+    def _evaluated(self, aborted: Aborted) -> Metrics:
         self._aborted = aborted
-        with randomness.preserved():
-            return float(self._call(self._trainer.evaluate)["eval_loss"])
+        return self._call(self._engine.evaluate)
 
     def _report(self, start_step: int, seconds: float) -> RoundReport:
-        tally, end_step = self._trainer.tally, self._trainer.state.global_step
+        counts, end_step = self._engine.counts, self._engine.step
         return RoundReport(
             round=self._round,
             start_step=start_step,
             end_step=end_step,
             num_steps=end_step - start_step,
-            num_tokens=tally.num_tokens,
-            num_examples=tally.num_examples,
-            train_loss=float(tally.loss_sum) / max(end_step - start_step, 1),
+            num_tokens=counts.num_tokens,
+            num_examples=counts.num_examples,
+            train_loss=counts.loss_sum / max(end_step - start_step, 1),
             train_seconds=seconds,
+            missed_rounds=self._missed,
         )
 
     def _write(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
-        trainer = self._trainer
         progress = {
-            "rounds_done": self._rounds_done,
-            "horizon": trainer.horizon,
+            "rounds": asdict(self.rounds),
+            "plan": self._plan.position(),
             "received": self._received,
             "report": asdict(report),
             "metrics": metrics,
-            "log_position": trainer.log_position(),
+            "num_processes": self._settings.num_processes,
         }
 
         def fill(folder: Path) -> None:
-            state.save_training(trainer, self._random_state, folder)
+            self._engine.write_state(folder)
             state.save_progress(folder, progress, sent)
 
         self._states.write(report.end_step, fill)
@@ -257,36 +302,31 @@ class SFTSession:
         except Exception:  # a full disk is a RuntimeError to torch, a SafetensorError to safetensors
             logger.exception("The training state could not be written; a lost process would start afresh.")
 
-    def _train(self) -> None:
-        randomness.restore(self._random_state)
-        self._trainer.train(resume_from_checkpoint=str(self._saved) if self._saved else None)
-
-    def _on_begin(self) -> None:
-        # Fractions of the whole are fractions of the horizon, not of a loop without an end.
-        self._trainer.state.compute_steps(self._trainer.args, self._trainer.horizon)
-        if self._progress:
-            self._trainer.set_log_position(self._progress["log_position"])
-        self._pause()
-
     def _pause(self) -> None:
         if self._worker is None:
             raise TrainingStoppedError
-        self._random_state = randomness.capture()
         self._worker.park()
-        randomness.restore(self._random_state)
 
     def _poll(self) -> None:
         if self._aborted():
             raise TrainingStoppedError
 
-    def _on_logs(self, logs: dict[str, float]) -> None:
+    def _on_logs(self, entry: LogEntry) -> None:
+        logs = entry.logs
         if "loss" in logs:
-            position = self._trainer.state
             self._metrics.write(
                 "train",
-                step=position.global_step,
+                step=entry.step,
                 round=self._round,
-                epoch=position.epoch,
+                epoch=entry.epoch,
                 loss=float(logs["loss"]),
                 learning_rate=float(logs["learning_rate"]),
+                **kept_of(logs),
             )
+
+
+def _engine(settings: TrainingSettings, folder: Path, saved: Path | None) -> Engine:
+    """One process trains in this one; several have this one for a front end."""
+    if settings.num_processes == 1:
+        return TrainingEngine(settings, folder / STATE_FOLDER, saved)
+    return Ranks(settings, folder, folder / STATE_FOLDER, saved)

@@ -1,17 +1,21 @@
 """Weights in and out of the live model, under the names of the Hugging Face checkpoint."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
-from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from nvflare_llm_components.tensors.adapters import adapter_tensors, load_adapter
+from nvflare_llm_components.tensors.convert import tensor_of
+from nvflare_llm_components.tensors.errors import ReportableError
+from nvflare_llm_components.tensors.names import aliases_of, checkpoint_tensors, normalised
+from nvflare_llm_components.tensors.safetensors_file import Layout
 from nvflare_llm_components.training.conversion import Read, converted
+from nvflare_llm_components.training.sharded import assign, memory_of, whole
 
 StateDict = dict[str, torch.Tensor]
 _SHOWN = 5
@@ -24,6 +28,30 @@ def snapshot(model: PreTrainedModel | PeftModel) -> StateDict:
     ``save_pretrained``.
     """
     return {name: _copy(value) for name, value in _live(model).items()}
+
+
+def stream(model: PreTrainedModel | PeftModel, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
+    """What :func:`snapshot` returns, in the order of ``layout``, one tensor at a time.
+
+    Of a sharded model each process must take all of them; names, too, are found together.
+    """
+    live = _live(model)
+    for name in layout:
+        yield name, _copy(live.pop(name))
+
+
+def further_names(model: PreTrainedModel | PeftModel) -> dict[str, str]:
+    """Names of tied weights that :func:`snapshot` does not use, to the name that it does."""
+    return {} if isinstance(model, PeftModel) else aliases_of(model)
+
+
+def under_own_names(model: PreTrainedModel | PeftModel, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``values`` with each tied weight once, under the name of :func:`snapshot`.
+
+    Raises:
+        CheckpointError: A tied weight comes under two names with two values.
+    """
+    return normalised(values, _live(model).keys(), further_names(model))
 
 
 def load(model: PreTrainedModel | PeftModel, values: Mapping[str, Any]) -> str:
@@ -47,11 +75,28 @@ def load(model: PreTrainedModel | PeftModel, values: Mapping[str, Any]) -> str:
     if isinstance(model, PeftModel):
         # The setter drops what it does not know, so all is checked before it. Adapters are small.
         adapters = {name: _read(print_of, name, values[name], live[name].shape) for name in live}
-        set_peft_model_state_dict(model, adapters)
+        load_adapter(model, adapters)
         return print_of.text
     read = {name: partial(_read, print_of, name, values[name], live[name].shape) for name in live}
     _write(model, read, live)
     return print_of.text
+
+
+def layout_of(model: PreTrainedModel | PeftModel) -> Layout:
+    """Shape and dtype of what :func:`snapshot` returns; wide dtypes first, as a file lays them out."""
+    live = sorted(_live(model).items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    return {name: (tuple(value.shape), value.dtype) for name, value in live}
+
+
+def checked(values: Mapping[str, Any], layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
+    """A global model's values in the order and dtypes of ``layout``, one at a time.
+
+    Raises:
+        ValueError: As :func:`load`.
+    """
+    _check_names(layout.keys(), values.keys())
+    for name, (shape, dtype) in layout.items():
+        yield name, _read(_Fingerprint(), name, values[name], torch.Size(shape)).to(dtype)
 
 
 class _Fingerprint:
@@ -73,42 +118,32 @@ class _Fingerprint:
 def difference(new: Mapping[str, torch.Tensor], received: Mapping[str, Any]) -> StateDict:
     """``new - received`` in float32, one tensor at a time; integer values are those of ``new``."""
     return {
-        name: value.float() - as_tensor(received[name]).float() if value.is_floating_point() else value
+        name: value.float() - tensor_of(received[name]).float() if value.is_floating_point() else value
         for name, value in new.items()
     }
 
 
-def as_tensor(value: Any) -> torch.Tensor:
-    """A tensor from a tensor, a NumPy array, or a lazy value."""
-    if callable(getattr(value, "materialize", None)):
-        value = value.materialize()
-    return torch.as_tensor(value)
-
-
 def _live(model: PreTrainedModel | PeftModel) -> StateDict:
     if isinstance(model, PeftModel):
-        adapters: StateDict = get_peft_model_state_dict(model)
-        return adapters
-    state_dict = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
-    ignored = set(model._keys_to_ignore_on_save or ())
-    kept = {name: value for name, value in state_dict.items() if name not in ignored}
-    converted: StateDict = revert_weight_conversion(model, kept)
-    return converted
+        return adapter_tensors(model)
+    tensors = checkpoint_tensors(model)
+    trained = getattr(model, "trained_names", tensors.keys())
+    return {name: value for name, value in tensors.items() if name in trained}
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:
-    return value.detach().to("cpu", copy=True).contiguous()
+    return whole(value.detach()).to("cpu", copy=True).contiguous()
 
 
 def _read(print_of: "_Fingerprint", name: str, value: Any, shape: torch.Size) -> torch.Tensor:
-    tensor = as_tensor(value)
+    tensor = tensor_of(value)
     if tensor.shape != shape:
-        raise ValueError(
+        raise ReportableError(
             f"Global model: expected shape {tuple(shape)} for '{name}', found {tuple(tensor.shape)}. "
             "Give server and sites the same model."
         )
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise ValueError(
+        raise ReportableError(
             f"Global model: expected finite values in '{name}', found NaN or infinity. "
             "A site's training diverged, or a lower precision overflowed."
         )
@@ -118,20 +153,20 @@ def _read(print_of: "_Fingerprint", name: str, value: Any, shape: torch.Size) ->
 def _write(model: PreTrainedModel, read: Mapping[str, Read], live: StateDict) -> None:
     """Straight into the parameters where the checkpoint's values are views of them; else converted."""
     parameters = model.state_dict()
-    memory = {value.untyped_storage().data_ptr() for value in parameters.values()}
+    memory = set(map(memory_of, parameters.values()))
     with torch.no_grad():
-        if all(value.untyped_storage().data_ptr() in memory for value in live.values()):
+        if all(memory_of(value) in memory for value in live.values()):
             for name, target in live.items():
-                target.copy_(read[name]())
+                assign(target, read[name]())
         else:
             for name, value in converted(model, read):
-                parameters[name].copy_(value)
+                assign(parameters[name], value)
 
 
 def _check_names(expected: Any, found: Any) -> None:
     missing, surplus = sorted(expected - found), sorted(found - expected)
     if missing or surplus:
-        raise ValueError(
+        raise ReportableError(
             f"Global model: expected the {len(expected)} names of this site's model, found "
             f"{len(missing)} missing{_some(missing)} and {len(surplus)} surplus{_some(surplus)}. "
             "Give server and sites the same model and peft_config."

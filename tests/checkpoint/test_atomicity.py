@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from nvflare_llm_components.checkpoint.folder import map_weights
-from nvflare_llm_components.checkpoint.record import read_record, verify_files
-from nvflare_llm_components.checkpoint.snapshot import save_snapshot
+from nvflare_llm_components.checkpoint.manifest import read_manifest, verify_files
+from nvflare_llm_components.checkpoint.model_folder import save_model_folder
+from nvflare_llm_components.checkpoint.weight_files import map_weights
 
 NUM_KILLS = 3
 SAVE_FOR_EVER = """
 import itertools, sys, torch
 from pathlib import Path
-from nvflare_llm_components.checkpoint.snapshot import save_snapshot
+from nvflare_llm_components.checkpoint.model_folder import save_model_folder
 folder = Path(sys.argv[1])
 for number in itertools.count():
     weights = {f"w{i}": torch.full((50_000,), float(number)) for i in range(20)}
-    save_snapshot(folder / "last", weights, {"config.json": "{}"}, {"round": number}, 1_000_000)
+    save_model_folder(folder / "last", weights, {"config.json": b"{}"}, {"round": number}, 1_000_000)
     print(number, flush=True)
 """
 
@@ -43,7 +43,7 @@ def test_kill_9_at_any_moment_leaves_a_complete_model(tmp_path: Path):
         process.wait()
         process.stdout.close()
         verify_files(tmp_path / "last")
-        number = read_record(tmp_path / "last")["round"]
+        number = read_manifest(tmp_path / "last")["round"]
         assert number >= reported
         weights = map_weights(tmp_path / "last")
         assert len(weights) == 20
@@ -63,9 +63,9 @@ def small_files_only():
 
 def test_a_full_disk_leaves_the_good_model_and_no_litter(tmp_path: Path, small_files_only):
     small, large = {"a": torch.ones(10)}, {"a": torch.zeros(50_000)}
-    save_snapshot(tmp_path / "last", small, {}, {"round": 0})
+    save_model_folder(tmp_path / "last", small, {}, {"round": 0})
     with pytest.raises(OSError, match="too large"):
-        save_snapshot(tmp_path / "last", large, {}, {"round": 1})
+        save_model_folder(tmp_path / "last", large, {}, {"round": 1})
     verify_files(tmp_path / "last")
-    assert read_record(tmp_path / "last")["round"] == 0
+    assert read_manifest(tmp_path / "last")["round"] == 0
     assert os.listdir(tmp_path) == ["last"]  # noqa: PTH208 - hidden files as well

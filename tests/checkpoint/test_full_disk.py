@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nvflare_llm_components.checkpoint.errors import CheckpointError
-from nvflare_llm_components.checkpoint.folder import map_weights
 from nvflare_llm_components.checkpoint.global_models import GlobalModels
-from nvflare_llm_components.checkpoint.record import read_record, verify_files
-from nvflare_llm_components.checkpoint.start import Start, start_from
+from nvflare_llm_components.checkpoint.initial_model import InitialModel, load_initial_model
+from nvflare_llm_components.checkpoint.manifest import read_manifest, verify_files
+from nvflare_llm_components.checkpoint.weight_files import map_weights
+from nvflare_llm_components.tensors.errors import CheckpointError
 from tests.tiny import save_tiny_model
 
 ROOM_BYTES = 60_000  # for the small files of a model folder, not for its weights
@@ -61,21 +61,21 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path,
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
-    return start_from(str(save_tiny_model(tmp_path_factory.mktemp("source"))), None, 0)
+def start(tmp_path_factory: pytest.TempPathFactory) -> InitialModel:
+    return load_initial_model(str(save_tiny_model(tmp_path_factory.mktemp("source"))), None, 0)
 
 
 def record(number: int) -> dict[str, object]:
     return {"round": number, "job_id": "job", "metrics": {}, "parents": {}}
 
 
-def weights_of(start: Start, number: int) -> dict[str, torch.Tensor]:
+def weights_of(start: InitialModel, number: int) -> dict[str, torch.Tensor]:
     return {name: value + number for name, value in start.weights.items()}
 
 
-def assert_whole(folder: Path, start: Start, number: int) -> None:
+def assert_whole(folder: Path, start: InitialModel, number: int) -> None:
     verify_files(folder)
-    assert read_record(folder)["round"] == number
+    assert read_manifest(folder)["round"] == number
     expected = weights_of(start, number)
     opened = AutoModelForCausalLM.from_pretrained(folder)
     for name, value in map_weights(folder).items():
@@ -88,7 +88,9 @@ def files_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("save_dtype", [None, "bfloat16"])
-def test_a_full_disk_costs_only_the_model_that_did_not_fit(disk: tuple[Path, Full], start: Start, save_dtype):
+def test_a_full_disk_costs_only_the_model_that_did_not_fit(
+    disk: tuple[Path, Full], start: InitialModel, save_dtype
+):
     folder, full = disk
     root = folder / "global_model"
     models = GlobalModels(root, start, save_dtype=save_dtype)

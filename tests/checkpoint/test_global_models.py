@@ -4,13 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nvflare_llm_components.checkpoint.errors import CheckpointError
-from nvflare_llm_components.checkpoint.folder import map_weights
 from nvflare_llm_components.checkpoint.global_models import GlobalModels
-from nvflare_llm_components.checkpoint.record import read_record, verify_files
-from nvflare_llm_components.checkpoint.start import Start
+from nvflare_llm_components.checkpoint.initial_model import InitialModel
+from nvflare_llm_components.checkpoint.key_metric import KeyMetric
+from nvflare_llm_components.checkpoint.manifest import read_manifest, verify_files
+from nvflare_llm_components.checkpoint.weight_files import map_weights
+from nvflare_llm_components.tensors.errors import CheckpointError
 
-START = Start({"a": torch.zeros(3), "b": torch.zeros(2, 2)}, {"config.json": "{}"})
+START = InitialModel({"a": torch.zeros(3), "b": torch.zeros(2, 2)}, {"config.json": b"{}"})
 
 
 def weights(value: float) -> dict[str, torch.Tensor]:
@@ -23,6 +24,10 @@ def record(number: int, **metrics: float) -> dict[str, object]:
 
 def value_of(folder: Path) -> float:
     return map_weights(folder)["a"][0].item()
+
+
+def of_sites(*losses: float) -> dict[str, dict[str, float]]:
+    return {site: {"eval_loss": loss} for site, loss in zip("xy", losses, strict=False)}
 
 
 def inode(folder: Path) -> int:
@@ -44,19 +49,19 @@ def test_rounds_are_kept_as_links_to_the_same_files(tmp_path: Path):
             assert inode(tmp_path / f"round_{number}") == inode(tmp_path / "last")
     assert {path.name for path in tmp_path.iterdir()} == {"last", "round_1", "round_3"}
     for name, value in {"last": 4, "round_1": 1, "round_3": 3}.items():
-        assert (value_of(tmp_path / name), read_record(tmp_path / name)["round"]) == (value, value)
+        assert (value_of(tmp_path / name), read_manifest(tmp_path / name)["round"]) == (value, value)
         verify_files(tmp_path / name)
 
 
 def test_the_best_is_a_link_where_it_is_the_last(tmp_path: Path):
     models = GlobalModels(tmp_path, START)
     evaluated = models.save_last(weights(1), record(0))
-    models.save_best(evaluated, record(0, eval_loss=2.0))
+    models.save_best(evaluated, record(0, eval_loss=2.0), KeyMetric())
     assert inode(tmp_path / "best") == inode(tmp_path / "last")
-    assert read_record(tmp_path / "last")["metrics"] == {}
+    assert read_manifest(tmp_path / "last")["metrics"] == {}
     models.save_last(weights(2), record(1))
     assert (value_of(tmp_path / "best"), value_of(tmp_path / "last")) == (1, 2)
-    assert read_record(tmp_path / "best")["metrics"] == {"eval_loss": 2.0}
+    assert read_manifest(tmp_path / "best")["metrics"] == {"eval_loss": 2.0}
 
 
 def test_the_best_is_written_out_where_it_is_another_model(tmp_path: Path):
@@ -90,27 +95,67 @@ def test_the_last_becomes_best_where_its_loss_is_lower(
     models = GlobalModels(tmp_path, START)
     models.save_best(weights(3), record(0))
     models.save_last(weights(5), record(1))
-    losses = {"last": {"x": last, "y": last}, "best": {"x": best, "y": best}, "source": {"x": 9.0}}
-    assert models.judge_last("eval_loss", losses)
+    evaluated = {"last": of_sites(last, last), "best": of_sites(best, best), "source": of_sites(9.0)}
+    assert models.judge_last(evaluated)
     assert value_of(tmp_path / "best") == expected
-    assert read_record(tmp_path / "last")["metrics"] == {"eval_loss": last}
-    assert read_record(tmp_path / "best")["metrics"] == {"eval_loss": min(last, best)}
+    assert read_manifest(tmp_path / "last")["metrics"] == {"eval_loss": last}
+    assert read_manifest(tmp_path / "best")["metrics"] == {"eval_loss": min(last, best)}
 
 
 def test_the_last_becomes_best_where_no_selector_named_one(tmp_path: Path):
     models = GlobalModels(tmp_path, START)
     models.save_last(weights(5), record(1))
-    assert "new best" in models.judge_last("eval_loss", {"last": {"x": 1.0}})
+    assert "new best" in models.judge_last({"last": of_sites(1.0)})
     assert value_of(tmp_path / "best") == 5
 
 
-@pytest.mark.parametrize("losses", [{"last": {"x": 1.0}}, {"last": {"x": 1.0}, "best": {"x": 2.0, "y": 2.0}}])
-def test_models_that_not_all_sites_evaluated_are_not_compared(tmp_path: Path, losses):
+@pytest.mark.parametrize(
+    "evaluated", [{"last": of_sites(1.0)}, {"last": of_sites(1.0), "best": of_sites(2.0, 2.0)}]
+)
+def test_models_that_not_all_sites_evaluated_are_not_compared(tmp_path: Path, evaluated):
     models = GlobalModels(tmp_path, START)
     models.save_best(weights(3), record(0))
     models.save_last(weights(5), record(1))
-    assert models.judge_last("eval_loss", losses) == ""
+    assert models.judge_last(evaluated) == ""
     assert value_of(tmp_path / "best") == 3
+
+
+ACCURACY = KeyMetric("accuracy", "max")
+
+
+def test_the_jobs_key_metric_decides_whatever_the_others_say(tmp_path: Path):
+    models = GlobalModels(tmp_path, START)
+    models.save_best(weights(1), record(0, accuracy=0.5, eval_loss=1.0), ACCURACY)
+    assert models.save_best(weights(2), record(1, accuracy=0.6, eval_loss=2.0), ACCURACY)
+    assert not models.save_best(weights(3), record(2, accuracy=0.6, eval_loss=0.1), ACCURACY)
+    assert not models.save_best(weights(3), record(2, eval_loss=0.1), ACCURACY)
+    assert value_of(tmp_path / "best") == 2
+
+
+def test_the_last_is_judged_by_the_key_metric_that_the_best_was_chosen_by(tmp_path: Path):
+    models = GlobalModels(tmp_path, START)
+    models.save_best(weights(1), record(0, accuracy=0.5), ACCURACY)
+    models.save_last(weights(2), record(1))
+    better_loss = {"x": {"accuracy": 0.5, "eval_loss": 0.1}}
+    assert "best stays" in models.judge_last(
+        {"last": better_loss, "best": {"x": {"accuracy": 0.5, "eval_loss": 2.0}}}
+    )
+    assert models.judge_last({"last": {"x": {"eval_loss": 0.1}}, "best": of_sites(2.0)}) == ""
+    assert value_of(tmp_path / "best") == 1
+    better = {"last": {"x": {"accuracy": 0.6}}, "best": {"x": {"accuracy": 0.5}}}
+    assert models.judge_last(better) == "last is the new best: accuracy 0.600000, was 0.500000"
+    assert KeyMetric.of(read_manifest(tmp_path / "best")) == ACCURACY
+
+
+def test_a_resumed_run_keeps_best_and_its_key_metric(tmp_path: Path):
+    earlier = GlobalModels(tmp_path / "earlier", START)
+    earlier.save_best(earlier.save_last(weights(1), record(0)), record(0, accuracy=0.5), ACCURACY)
+    models = GlobalModels(tmp_path / "new", START)
+    models.take_over(tmp_path / "earlier")
+    assert not models.save_best(weights(2), record(1, accuracy=0.4), ACCURACY)
+    models.save_last(weights(3), record(1))
+    assert models.judge_last({"last": {"x": {"accuracy": 0.6}}, "best": {"x": {"accuracy": 0.5}}})
+    assert value_of(tmp_path / "new/best") == 3
 
 
 def test_a_changed_file_is_found_when_it_is_loaded(tmp_path: Path):

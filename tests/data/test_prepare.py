@@ -157,7 +157,7 @@ def test_bad_files_are_refused_by_name(tmp_path, name, content, message):
 def test_missing_file_unknown_set_and_too_few_rows_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="Found no file"):
         prepare("dolly", [tmp_path / "none.jsonl"], tmp_path)
-    with pytest.raises(ValueError, match=r"expected one of dolly, alpaca, oasst1\. Found 'squad'"):
+    with pytest.raises(ValueError, match=r"expected one of dolly, alpaca, oasst1, own\. Found 'squad'"):
         prepare("squad", [], tmp_path)
     with pytest.raises(ValueError, match="Splitting 2 usable rows"):
         prepare("dolly", [write(tmp_path / "raw.jsonl", dolly_rows(2))], tmp_path / "out")

@@ -78,6 +78,7 @@ def copy_job(
 ) -> Path:
     """Copies a shipped job and edits it: a mapping sets top-level variables, a function may do anything."""
     shutil.copytree(source / job, folder)
+    edit(folder / "meta.json", lambda meta: meta.update(min_clients=1))
     for side, change in (("server", server), ("client", client)):
         if change is not None:
             apply = change if callable(change) else lambda config, values=change: config.update(values)
@@ -112,13 +113,18 @@ def simulate(
     threads: int | None = None,
     environment: dict[str, str] | None = None,
     also_allow: Sequence[str] = (),
+    policy: Sequence[str] = (),
     timeout_s: float = TIMEOUT_S,
 ) -> Run:
-    """Allows our classes in ``workspace`` and runs ``job`` there, as a user would."""
+    """Allows our classes in ``workspace``, sets its ``policy`` and runs ``job`` there, as a user would."""
     variables = variables_of(model, data) | (environment or {})
-    allow = [sys.executable, "-m", "nvflare_llm_components.cli", "allow", str(workspace)]
+    allow = [sys.executable, "-m", "nvflare_llm_components.cli", "allow", str(workspace), "--new"]
     allow += [word for entry in also_allow for word in ("--also", entry)]
     subprocess.run(allow, check=True, env=variables, capture_output=True, timeout=60)
+    if policy:
+        init = [sys.executable, "-m", "nvflare_llm_components.cli", "policy", "init", str(workspace)]
+        init += [word for setting in policy for word in ("--set", setting)]
+        subprocess.run(init, check=True, env=variables, capture_output=True, timeout=60)
     command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
     command += ["-c", ",".join(sites), "-t", str(threads or len(sites))]
     # FLARE's clients outlive a killed simulator: a session of its own lets a time-out reach them all.
@@ -182,4 +188,5 @@ def assert_completed(run: Run, *, num_rounds: int) -> None:
 
 def global_losses(run: Run, site: str) -> list[float]:
     """Loss of the global model on one site's validation data, at the start of each round."""
-    return [r["eval_loss"] for r in run.records(site, kind="eval")]
+    num_rounds = len(run.records(site, kind="round"))
+    return [r["eval_loss"] for r in run.records(site, kind="eval")][:num_rounds]

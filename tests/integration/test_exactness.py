@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nvflare_llm_components.training.baseline import run_baseline
-from nvflare_llm_components.training.settings import TrainingSettings
-from tests.integration.simulator import Run, assert_completed, copy_job, executor_args, simulate
+from nvflare_llm_components.jobs.read import training_settings
+from nvflare_llm_components.training.centralized import run_baseline
+from tests.integration.simulator import Run, assert_completed, copy_job, simulate
 from tests.tiny import write_site_data
 
 pytestmark = pytest.mark.integration
@@ -33,19 +33,12 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def centralized(job: Path, folder: Path, model: Path, data: Path) -> tuple[Path, list[dict[str, object]]]:
-    config = json.loads((job / "app/config/config_fed_client.json").read_text())
-    sft_config = {**executor_args(config)["sft_config"], "learning_rate": config["learning_rate"]}
-    settings = TrainingSettings(
-        model_name_or_path=str(model),
-        train_data=data / SITE / "training.jsonl",
-        eval_data=data / SITE / "validation.jsonl",
-        sft_config=sft_config,
-        peft_config=None,
-        model_kwargs={},
-        local_epochs=config["local_epochs"],
-        local_steps=None,
-    )
+def centralized(
+    job: Path, folder: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[dict[str, object]]]:
+    monkeypatch.setenv("NVFLARE_LLM_MODEL", str(model))
+    monkeypatch.setenv("NVFLARE_LLM_DATA", str(data))
+    settings = training_settings(job, SITE)
     trained = run_baseline(mode="one-call", folder=folder, num_rounds=NUM_ROUNDS, settings=settings)
     return trained, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -55,12 +48,12 @@ def federated(job: Path, workspace: Path, model: Path, data: Path) -> Run:
 
 
 @pytest.mark.usefixtures("_one_torch_thread")
-def test_one_site_federated_equals_centralized(tmp_path: Path, model: Path):
+def test_one_site_federated_equals_centralized(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
     data = write_site_data(tmp_path / "data", [SITE], num_rows=13)
-    job = copy_job("sft_exact", tmp_path / "job", server={"num_clients": 1, "num_rounds": NUM_ROUNDS})
+    job = copy_job("sft", tmp_path / "job", server={"num_clients": 1, "num_rounds": NUM_ROUNDS})
     run = federated(job, tmp_path / "workspace", model, data)
     assert_completed(run, num_rounds=NUM_ROUNDS)
-    trained, records = centralized(job, tmp_path / "centralized", model, data)
+    trained, records = centralized(job, tmp_path / "centralized", model, data, monkeypatch)
     assert curve(run.records(SITE)) == curve(records)
     expected = load_file(trained / "model.safetensors")
     assert run.weights().keys() == expected.keys()

@@ -12,13 +12,14 @@ import psutil
 import pytest
 import torch
 
-from nvflare_llm_components.checkpoint.record import read_record, verify_files
+from nvflare_llm_components.checkpoint.manifest import read_manifest, verify_files
 from nvflare_llm_components.tools.resume import resume_job
-from tests.integration.simulator import SITES, Run, copy_job, executor_args, simulate, variables_of
+from tests.integration.simulator import SITES, Run, copy_job, edit, executor_args, simulate, variables_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 SITE = SITES[:1]
+ALSO_ALLOW = ["torch.optim.SGD"]  # of FedOpt's server
 ROUNDS = 3
 KILLED_ROUND = 1
 STAGE_TIMEOUT_S = 180
@@ -36,7 +37,7 @@ def last(workspace: Path) -> Path:
 
 
 def saved_round(workspace: Path) -> int:
-    return int(read_record(last(workspace)).get("round", -1)) if last(workspace).exists() else -1
+    return int(read_manifest(last(workspace)).get("round", -1)) if last(workspace).exists() else -1
 
 
 def in_first_round(workspace: Path) -> bool:
@@ -91,7 +92,8 @@ def client_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def start(job: Path, workspace: Path, sites: list[str], model: Path, data: Path) -> subprocess.Popen[bytes]:
     variables = variables_of(model, data)
-    allow = [sys.executable, "-m", "nvflare_llm_components.cli", "allow", str(workspace)]
+    allow = [sys.executable, "-m", "nvflare_llm_components.cli", "allow", str(workspace), "--new"]
+    allow += [word for entry in ALSO_ALLOW for word in ("--also", entry)]
     subprocess.run(allow, check=True, env=variables, capture_output=True, timeout=60)
     command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
     return subprocess.Popen(
@@ -144,11 +146,12 @@ def job_of(name: str, sites: list[str], folder: Path) -> Path:
 
 
 def continued(dead: Path, sites: list[str], model: Path, data: Path, folder: Path) -> Run:
-    """The run that goes on from a dead one, as a user would start it."""
+    """The run that goes on from a dead one in the same workspace, which FLARE wipes first."""
     if last(dead).exists():
         verify_files(last(dead))
-    print(resume_job(dead / "server/simulate_job", folder / "job"))
-    return simulate(folder / "job", folder / "resumed", sites=sites, model=model, data=data)
+    print(resume_job(dead, folder / "job"))
+    options = {"sites": sites, "model": model, "data": data, "also_allow": ALSO_ALLOW}
+    return simulate(folder / "job", dead, **options)
 
 
 def assert_same(resumed: Run, undisturbed: Run) -> None:
@@ -206,3 +209,18 @@ def test_two_sites_continue_to_the_same_weights(
     dead = tmp_path / "dead"
     kill_at(start(job, dead, SITES, model, data), lambda: stage(dead), all_of)
     assert_same(continued(dead, SITES, model, data, tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("name", ["sft_fedopt", "sft_initialize_weights"])
+def test_a_server_that_holds_the_model_elsewhere_continues_to_the_same_weights(
+    name: str, model: Path, data: Path, tmp_path: Path
+):
+    """FedOpt keeps it in a module, InitializeGlobalWeights had it of a site: neither may begin again."""
+    job = job_of(name, SITE, tmp_path)
+    if name == "sft_fedopt":  # momentum does not outlive a server
+        edit(job / "app/config/config_fed_server.json", lambda config: config.update(server_momentum=0.0))
+    options = {"sites": SITE, "model": model, "data": data, "also_allow": ALSO_ALLOW}
+    undisturbed = simulate(job, tmp_path / "ws", **options)
+    dead = tmp_path / "dead"
+    kill_at(start(job, dead, SITE, model, data), lambda: after_save(dead), all_of)
+    assert_same(continued(dead, SITE, model, data, tmp_path / "new"), undisturbed)

@@ -1,4 +1,4 @@
-"""A site whose training diverges: the job ends with its name, and the last good model stays."""
+"""A site whose training diverges, where all are needed: the job ends with its name, the good model stays."""
 
 import shutil
 from pathlib import Path
@@ -7,29 +7,28 @@ from typing import Any
 import pytest
 import torch
 
-from nvflare_llm_components.checkpoint.record import verify_files
+from nvflare_llm_components.checkpoint.manifest import verify_files
 from tests.integration.simulator import SITES, copy_job, edit, executor_args, simulate
 
 pytestmark = pytest.mark.integration
 
 DIVERGING, SOUND = SITES
+EXECUTOR = "tests.integration.hostile.DivergingExecutor"
 
 
 def one_step_a_round(config: dict[str, Any]) -> None:
     executor_args(config).update(local_epochs=None, local_steps=1, checkpoint="always")
 
 
-def diverge_after_the_first_step(config: dict[str, Any]) -> None:
-    """A warm-up starts at zero: the first round's result is finite, whatever the learning rate."""
-    config["learning_rate"] = 1e300
-    executor_args(config)["sft_config"].update(lr_scheduler_type="constant_with_warmup", warmup_steps=2)
+def diverge_after_the_first_round(config: dict[str, Any]) -> None:
+    config["executors"][0]["executor"]["path"] = EXECUTOR
 
 
 def diverging_job(folder: Path) -> Path:
     """The job `sft_int8` with an app of its own for the site that diverges."""
     job = copy_job("sft_int8", folder, server={"num_clients": 2, "num_rounds": 3}, client=one_step_a_round)
     shutil.copytree(job / "app", job / "app_diverging")
-    edit(job / "app_diverging/config/config_fed_client.json", diverge_after_the_first_step)
+    edit(job / "app_diverging/config/config_fed_client.json", diverge_after_the_first_round)
     apps = {"app": ["server", SOUND], "app_diverging": [DIVERGING]}
     edit(job / "meta.json", lambda meta: meta.update(deploy_map=apps))
     return job
@@ -38,13 +37,21 @@ def diverging_job(folder: Path) -> Path:
 def test_the_job_fails_with_the_sites_name_and_the_last_good_model_stays(
     tmp_path: Path, model: Path, data: Path
 ):
-    run = simulate(diverging_job(tmp_path / "job"), tmp_path / "ws", sites=SITES, model=model, data=data)
+    run = simulate(
+        diverging_job(tmp_path / "job"),
+        tmp_path / "ws",
+        sites=SITES,
+        model=model,
+        data=data,
+        also_allow=[EXECUTOR],
+        environment={"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     assert run.exit_code != 0
     errors = [line for line in run.log("server").splitlines() if "NaN or Inf in" in line]
     assert any(
-        "after round 1" in line and f"Site '{DIVERGING}' sent NaN or Inf in model." in line for line in errors
+        f"Round 1: the result of site '{DIVERGING}' for task 'train' is refused" in line for line in errors
     )
-    assert not any(f"Site '{SOUND}'" in line for line in errors)
+    assert not any(f"site '{SOUND}'" in line for line in errors)
     assert "Round 2 started" not in run.log("server")
     verify_files(run.model_dir())
     assert run.final_round() == 0

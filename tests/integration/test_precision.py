@@ -34,7 +34,7 @@ def test_four_bits_both_ways_with_a_new_process_for_each_task(tmp_path: Path, mo
     for site in SITES:
         losses = global_losses(run, site)
         assert losses[-1] < losses[0]
-        assert (run.run_dir(site) / "filter_state/residual.safetensors").is_file()
+        assert (run.run_dir(site) / f"filter_state/residual_{NUM_ROUNDS - 1}.safetensors").is_file()
         assert "dropped the residual" not in run.log(site)
         received = run.records(site, "traffic", operation="dequantize", task="train")
         assert ["nf4" in record["bytes_by_precision"] for record in received] == [False, True]

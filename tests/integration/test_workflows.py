@@ -95,7 +95,8 @@ def test_the_first_weights_may_come_from_a_site(tmp_path: Path, model: Path, dat
     def own_model(config: dict[str, Any]) -> None:
         config["model"] = str(sites_model)
 
-    run = run_job("sft_initialize_weights", tmp_path, model=model, data=data, client=own_model)
+    policy = [f'places.models=["{tmp_path}", "$NVFLARE_LLM_MODEL"]', 'leaves.initial_weights="any"']
+    run = run_job("sft_initialize_weights", tmp_path, model=model, data=data, client=own_model, policy=policy)
     assert_completed(run, num_rounds=NUM_ROUNDS)
     for site in SITES:
         expected = stock_loss(sites_model, data / site / "validation.jsonl")
@@ -106,6 +107,7 @@ def test_scaffold_is_refused_with_the_reason(tmp_path: Path, model: Path, data: 
     def scaffold(config: dict[str, Any]) -> None:
         workflow = config["workflows"][0]
         workflow["path"] = "nvflare.app_common.workflows.scaffold.Scaffold"
+        workflow["args"] = {name: workflow["args"][name] for name in ("num_clients", "num_rounds")}
 
     run = run_job("sft", tmp_path, model=model, data=data, server=scaffold)
     assert run.exit_code != 0

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from nvflare_llm_components.quantization.int2 import LEVELS as INT2_LEVELS
 from nvflare_llm_components.quantization.message import decode_message, encode_message
 from nvflare_llm_components.quantization.nf4 import LEVELS
-from nvflare_llm_components.quantization.policy import PrecisionPolicy
+from nvflare_llm_components.quantization.precision import PrecisionPolicy
 
 
 def read(name: str, entry: dict, payload: bytes) -> np.ndarray:
@@ -36,12 +37,14 @@ def read_encoded(entry: dict, payload: bytes) -> np.ndarray:
         scales, codes = bfloat16(rest[: 2 * num_blocks]), np.frombuffer(rest[2 * num_blocks :], "i1")
         weights = codes.astype(np.float32)
     else:
+        table, bits = (LEVELS, 4) if entry["codec"] == "nf4" else (INT2_LEVELS, 2)
         units = np.frombuffer(rest, "<f4", -(-num_blocks // 256))
         squares = np.frombuffer(rest, "u1", num_blocks, offset=units.nbytes).astype(np.float32) ** 2
         scales = squares * np.repeat(units, 256)[:num_blocks]
         packed = np.frombuffer(rest[units.nbytes + num_blocks :], "u1")
-        codes = np.stack([packed & 15, packed >> 4], 1).reshape(-1)[:size]
-        weights = np.array(LEVELS, np.float32)[codes]
+        shifts = range(0, 8, bits)
+        codes = np.stack([(packed >> shift) % 2**bits for shift in shifts], 1).reshape(-1)[:size]
+        weights = np.array(table, np.float32)[codes]
     weights = weights * np.repeat(scales, block)[:size]
     weights[positions] = values
     return weights
@@ -51,7 +54,7 @@ def bfloat16(payload: bytes) -> np.ndarray:
     return (np.frombuffer(payload, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "nf4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "nf4", "int2"])
 @pytest.mark.parametrize("size", [(0, 3), (1, 1), (129, 130)], ids=str)
 def test_the_document_suffices_to_read_a_message(precision, size):
     weights = torch.randn(size, generator=torch.Generator().manual_seed(0))

@@ -24,4 +24,6 @@ def test_a_job_that_fails_at_one_site_is_told_with_its_cause(tmp_path, monkeypat
     shell = Shell(Console(file=io.StringIO()), places | {"OMP_NUM_THREADS": "1"}, timeout_s=300)
     with pytest.raises(CommandError, match=r"data/b/training\.jsonl") as error:
         simulate(shell, JOB, tmp_path / "ws", sites)
-    assert "ws/b/error_log.txt" in str(error.value)
+    assert "ws/b/log.txt" in str(error.value)
+    last = str(error.value).splitlines()[-1]
+    assert last.startswith("site b: train_data: expected a data file")

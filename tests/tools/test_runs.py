@@ -72,13 +72,26 @@ def test_plot_draws_every_run(workspace, tmp_path, name):
     assert content.startswith(b"\x89PNG") or b"<svg" in content
 
 
+def test_a_constant_learning_rate_takes_no_panel(workspace, tmp_path):
+    def panels(name):
+        plot([workspace], tmp_path / name)
+        return (tmp_path / name).read_text().count('id="axes_')
+
+    constant = panels("constant.svg")
+    warmed = [
+        record | {"learning_rate": record["step"] * 1e-4} for record in METRICS if record["kind"] == "train"
+    ]
+    write(workspace / "site-1/simulate_job/metrics.jsonl", warmed)
+    assert (constant, panels("warmed.svg")) == (2, 3)
+
+
 def test_svg_has_a_curve_and_a_label_for_each_run_and_round(workspace, tmp_path):
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.fonttype": "none"}):
         plot([workspace], tmp_path / "curves.svg")
     text = (tmp_path / "curves.svg").read_text()
-    for label in ("ws site-1", "ws site-2", "round 0", "learning rate", "optimizer step"):
+    for label in ("ws site-1", "ws site-2", "round 1", "eval loss", "optimizer step"):
         assert label in text
 
 
@@ -90,3 +103,17 @@ def test_an_unknown_image_format_is_refused(workspace, tmp_path):
 def test_smoothed_is_a_running_mean():
     assert smoothed([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
     assert smoothed([], 3) == []
+
+
+def test_values_of_the_wrong_kind_are_left_out_of_a_plot(workspace, tmp_path):
+    keys = ("kind", "step", "loss", "eval_loss", "learning_rate", "round", "start_step")
+    wrong = [{key: value} for key in keys for value in ("\x1b[2J", [], {}, None, True, 10**400)]
+    file = workspace / "site-1/simulate_job/metrics.jsonl"
+    write(file, [record | change for change in ({}, *wrong) for record in METRICS])
+    assert len(plot([workspace], tmp_path / "curves.svg")) == 2
+
+
+def test_a_folders_name_is_no_formula_and_no_command(workspace, tmp_path):
+    write(workspace / "$\\frac$\x1b[2J/simulate_job/metrics.jsonl", METRICS)
+    labels = [run.label for run in plot([workspace], tmp_path / "curves.svg")]
+    assert "ws $\\frac$\\x1b[2J" in labels

@@ -4,7 +4,8 @@ import json
 import pytest
 from rich.console import Console
 
-from nvflare_llm_components.tools.federation import Progress, check
+from nvflare_llm_components.components import COMPONENTS
+from nvflare_llm_components.tools.federation import check
 from nvflare_llm_components.tools.shell import CommandError, Shell, tail
 
 
@@ -34,10 +35,10 @@ def write_model(workspace, round_number: int) -> None:
 
 
 def test_a_command_is_echoed_as_typed_and_its_output_logged(shell, tmp_path):
-    seconds = shell.run(["nvflare-llm", "allow", str(tmp_path / "ws")], tmp_path / "log.txt")
+    seconds = shell.run(["nvflare-llm", "allow", str(tmp_path / "ws"), "--new"], tmp_path / "log.txt")
     assert seconds > 0
     assert f"$ nvflare-llm allow {tmp_path / 'ws'}" in printed(shell)
-    assert "added 'nvflare_llm_components.'" in (tmp_path / "log.txt").read_text()
+    assert f"added {len(COMPONENTS)} classes" in (tmp_path / "log.txt").read_text()
 
 
 def test_exported_variables_can_be_pasted(shell):
@@ -79,19 +80,6 @@ def test_a_run_without_the_last_model_is_refused(tmp_path, saved):
         write_model(tmp_path, saved)
     with pytest.raises(CommandError, match=f"expected the model of round 1. Found {saved}"):
         check(tmp_path, ["a"], 2)
-
-
-def test_progress_tells_each_round_once(shell, tmp_path):
-    progress = Progress(shell, tmp_path, ["a"])
-    assert progress.watch().strip() == ""
-    evaluated = {"kind": "eval", "round": 0, "eval_loss": 2.5}
-    trained = {"kind": "train", "step": 7, "loss": 1.25}
-    write_run(tmp_path, "a", [evaluated, trained])
-    assert progress.watch() == "a: step 7, loss 1.25"
-    write_run(tmp_path, "a", [evaluated, trained, *rounds(1)])
-    progress.watch()
-    assert printed(shell).count("eval loss 2.500") == 1
-    assert printed(shell).count("trained 5 steps: loss 1.000") == 1
 
 
 def test_tail_of_a_missing_log_says_so(tmp_path):

@@ -1,10 +1,11 @@
+import io
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from benchmarks.random_model import llama_1b_config
-from nvflare_llm_components.quantization.policy import PrecisionPolicy
+from nvflare_llm_components.quantization.precision import PrecisionPolicy
 from nvflare_llm_components.tools.sizes import message_size, meta_state_dict, show_sizes, stock_sizes
 
 LORA = '{"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]}'
@@ -37,6 +38,7 @@ def test_llama_1b_payloads(llama):
     assert size_of(llama, "bf16").payload_bytes == 2_471_628_800
     assert size_of(llama, "int8").total_bytes <= 1.26e9
     assert size_of(llama, "nf4").total_bytes <= 0.64e9
+    assert size_of(llama, "int2").total_bytes <= 0.36e9
 
 
 def test_stock_sends_the_tied_weight_twice(llama):
@@ -56,3 +58,11 @@ def test_the_table_tells_bytes_and_seconds(llama, capsys):
     (fp32,) = (line for line in lines if "4,943,257,600" in line)
     assert "237.3" in fp32  # 2 directions x 3 clients x 4.94 GB at 1 Gbit/s
     assert any("stock fp16" in line and "2,996,965,376" in line for line in lines)
+
+
+def test_a_message_that_the_timeouts_cut_off_is_named_before_it_is_sent(llama):
+    told = io.StringIO()
+    show_sizes(llama, ["fp32", "int8"], console=Console(file=told, width=200), rate=10)
+    *_, submit, int8 = told.getvalue().splitlines()
+    assert submit.startswith("fp32: submit_task_result_timeout: this message takes 65.9 min at 10 Mbit/s; ")
+    assert int8 == "int8: 16.7 min one way at 10 Mbit/s: within the timeouts."

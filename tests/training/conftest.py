@@ -1,5 +1,6 @@
 """A tiny Llama, and rows for it."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ LORA = {
     "lora_dropout": 0.1,
     "target_modules": ["q_proj", "v_proj"],
 }
+NF4_BASE = {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="needs bitsandbytes: pip install 'nvflare-llm-components[qlora]'",
+)
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,7 @@ def curve_of(folder: Path) -> Curve:
 def erase(session: SFTSession) -> None:
     """Without this a session that loads nothing would pass: its own weights are the global ones."""
     with torch.no_grad():
-        for value in session._trainer.model.parameters():
+        for value in session._engine.trainer.model.parameters():
             if value.requires_grad:
                 value.zero_()
 
@@ -159,6 +159,22 @@ def test_rounds_equal_one_call(
     config = sft_config(schedule, warmup, accumulation)
     peft = LORA if kind == "lora" else None
     compare(model_folder, data_file, tmp_path, config=config, peft=peft, budget=budget)
+
+
+@pytest.mark.parametrize("budget", ["epoch", "fractional"])
+def test_an_epochs_line_belongs_to_the_round_that_ends_it(budget, model_folder, data_file, tmp_path):
+    config = sft_config("linear", 0, 1) | {"logging_strategy": "epoch"}
+    local, total = BUDGETS[budget]
+    _, curve = centralized(model_folder, data_file, tmp_path / "one", config, None, total, {})
+    settings = TrainingSettings(
+        model_name_or_path=str(model_folder), train_data=data_file, sft_config=config, **local
+    )
+    session = SFTSession(settings, tmp_path / "rounds")
+    federated(session, NUM_ROUNDS)
+    session.close()
+    assert curve_of(tmp_path / "rounds") == curve
+    lines = map(json.loads, (tmp_path / "rounds" / "metrics.jsonl").read_text().splitlines())
+    assert [line["round"] for line in lines] == ([0, 1, 2] if budget == "epoch" else [1, 2])
 
 
 @pytest.mark.gpu

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from nvflare_llm_components.tensors.text import ANSWER_CUE
 from nvflare_llm_components.training.build import build_trainer
-from nvflare_llm_components.training.rows import ANSWER_CUE, load_rows
+from nvflare_llm_components.training.rows import load_rows
 from nvflare_llm_components.training.settings import TrainingSettings
-from tests.tiny import save_tiny_model, write_rows
+from tests.tiny import CHAT_TEMPLATE, save_tiny_model, write_rows
 
 QUESTION = {"role": "user", "content": "1 + 1"}
 ANSWER = {"role": "assistant", "content": "2"}
@@ -43,10 +44,10 @@ def test_other_formats(suffix, tmp_path):
     ("text", "words"),
     [
         ("", ["at least one row"]),
-        ('{"question": "a"}\n', ["found question", "input and output"]),
+        ('{"question": "a"}\n', ["found 1 others", "input and output"]),
         ('{"text": "a"}\n{"input": "a"}\n', ["row 2", "'text'"]),
-        ('{"text": "a"}\nnot json\n', ["line 2"]),
-        ("[1]\n", ["found list in line 1"]),
+        ('{"text": "a"}\nnot json\n', ["row 2"]),
+        ("[1]\n", ["row 1", "found list"]),
         ('{"messages": []}\n', ["row 1", "messages"]),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', ["row 1", "'assistant'", "'user'"]),
     ],
@@ -57,6 +58,40 @@ def test_unusable_rows_are_refused_by_place(text, words, tmp_path):
     with pytest.raises(ValueError, match="eval_data") as caught:
         load_rows(path, "eval_data")
     assert all(word in str(caught.value) for word in [str(path), *words])
+
+
+SYSTEM = {"role": "system", "content": "add"}
+MORE = {"role": "user", "content": "2 + 2"}
+LAST = {"role": "assistant", "content": "4"}
+
+
+def test_every_answer_of_a_conversation_is_a_row(tmp_path):
+    talk = [SYSTEM, QUESTION, ANSWER, MORE, LAST]
+    found = load_rows(write_rows(tmp_path / "a.jsonl", [{"messages": talk}]), "train_data").to_list()
+    assert found == [
+        {"prompt": [SYSTEM, QUESTION], "completion": [ANSWER]},
+        {"prompt": [SYSTEM, QUESTION, ANSWER, MORE], "completion": [LAST]},
+    ]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_reach_the_template(as_text, tmp_path):
+    template = "{% for tool in tools %}<{{ tool['name'] }}>{% endfor %}" + CHAT_TEMPLATE
+    model = save_tiny_model(tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    tools = [{"name": "add"}, {"name": "sub", "parameters": {}}]
+    row = {"messages": [QUESTION, ANSWER], "tools": json.dumps(tools) if as_text else tools}
+    whole, learned = labels_of(model, row, tmp_path)
+    assert whole == "<add><sub><|user|>1 + 1</s><|assistant|>2</s>"
+    assert learned == "2</s>"
+
+
+def test_calls_of_tools_are_refused_instead_of_left_out(tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "secret"}}]}
+    rows = write_rows(tmp_path / "a.jsonl", [{"messages": [QUESTION, call, ANSWER]}])
+    with pytest.raises(ValueError, match="calls of tools in message 2, which are not trained"):
+        load_rows(rows, "train_data")
 
 
 def labels_of(model: Path, row: dict[str, object], folder: Path) -> tuple[str, str]:

@@ -153,6 +153,35 @@ def test_the_disk_holds_one_state_and_a_broken_one_never_counts(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-10"]
 
 
+DAMAGED = {
+    "no JSON": lambda text: text[:-9],
+    "no object": lambda _: "[]",
+    "nested": lambda _: "[" * 10**5,
+    "no rounds": lambda text: text.replace('"rounds"', '"r"'),
+    "a count below zero": lambda text: text.replace('"done": 1', '"done": -1000000'),
+    "an unknown count": lambda text: text.replace('"done"', '"passed"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_state_is_none(damage, model_folder, data_file, tmp_path, caplog):
+    settings = settings_of(model_folder, data_file, "lora-epochs")
+    session = SFTSession(settings, tmp_path)
+    given = session.snapshot()
+    one_round(session, 0, given)
+    session.close()
+    (file,) = (tmp_path / STATE_FOLDER).glob("*/progress.json")
+    file.write_text(DAMAGED[damage](file.read_text()))
+    again = SFTSession(settings, tmp_path)
+    assert "is damaged" in caplog.text
+    assert (again.rounds.done, again.has_own_result) == (0, False)
+    one_round(again, 0, given)
+    again.close()
+    last = SFTSession(settings, tmp_path)
+    assert last.rounds.done == 1
+    last.close()
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "wait", "written"), [("never", True, []), ("always", False, ["step-3"])]
 )

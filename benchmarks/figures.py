@@ -1,0 +1,126 @@
+"""README's table of figures, made from the last record of each benchmark.
+
+python -m benchmarks.figures            print it
+python -m benchmarks.figures --write    put it into README, between its two marks
+"""
+
+import argparse
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import records
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- figures: python -m benchmarks.figures --write -->", "<!-- end of figures -->"
+Rows = dict[str, dict[str, Any]]
+Line = tuple[str, str, str]
+
+
+def latest(benchmark: str, key: str, **conditions: Any) -> tuple[dict[str, Any], Rows] | None:
+    """The last record of a benchmark under these conditions, and its rows by one of their fields."""
+    found = [run for run in records(benchmark) if conditions.items() <= run.items()]
+    return (found[-1], {str(row[key]): row for row in found[-1]["rows"]}) if found else None
+
+
+def codecs() -> Iterator[Line]:
+    """Speed and error of the codecs beside bitsandbytes and stock FLARE."""
+    found = latest("codecs", "name", device="cpu")
+    if not found:
+        return
+    rows = found[1]
+    peers = {"int8": "bitsandbytes int8", "nf4": "bitsandbytes nf4", "fp16": "stock float16, torch"}
+    for row in rows.values():
+        name = re.fullmatch(r"ours (\w+)", str(row["name"]))
+        if name and name[1] != "bf16":
+            peer = rows.get(peers.get(name[1], ""))
+            yield f"encode and decode {name[1]}", _codec(peer) if peer else "", _codec(row)
+
+
+def _codec(row: dict[str, Any]) -> str:
+    speeds = f"{row['encode_gb_s']:.2f} and {row['decode_gb_s']:.2f} GB/s"
+    return f"{speeds}, error {row['relative_error']:.4f}, {row['bits_a_weight']:.2f} bits a weight"
+
+
+def round_trip() -> Iterator[Line]:
+    """Memory and wall of rounds without training, beside stock FLARE."""
+    found = latest("round_trip", "run", environment="recommended")
+    if not found or "stock-fp32" not in found[1]:
+        return
+    run, rows = found
+    walls: dict[str, list[float]] = {name: [] for name in rows}
+    for row in run["rows"]:
+        walls[row["run"]].append(row["wall_s"])
+    size, stock = run["model_bytes"], rows["stock-fp32"]
+    stock_s = statistics.median(walls["stock-fp32"])
+    what = f"{size / 2**20:.0f} MiB model, {stock['num_clients']} clients"
+    for name, row in rows.items():
+        if not name.startswith("ours"):
+            continue
+        wire = name.removeprefix("ours-")
+        server, client = row["server_bytes"] / size, row["client_bytes"] / size
+        peers = stock["server_bytes"] / size, stock["client_bytes"] / size
+        yield f"server's peak memory, {what}, {wire}", f"{peers[0]:.2f} x the model", f"{server:.2f} x"
+        yield f"client's peak memory, same, {wire}", f"{peers[1]:.2f} x", f"{client:.2f} x"
+        wall = f"{_spread(walls[name])} ({statistics.median(walls[name]) / stock_s:.2f} x)"
+        yield f"wall of {run['num_rounds']} such rounds, {wire}", _spread(walls["stock-fp32"]), wall
+
+
+def _spread(seconds: list[float]) -> str:
+    """The median, and how far one run lay from another."""
+    if len(seconds) == 1:
+        return f"{seconds[0]:.1f} s"
+    return f"{statistics.median(seconds):.1f} s ({min(seconds):.1f}-{max(seconds):.1f}, {len(seconds)} runs)"
+
+
+def round_overhead() -> Iterator[Line]:
+    """A job's time over its training alone, beside flare.patch."""
+    found = latest("round_overhead", "run")
+    if not found or "stock" not in found[1]:
+        return
+    run, rows = found
+    size = f"{run['model_bytes'] / 2**20:.0f} MiB"
+    what = f"{run['num_rounds']} rounds of {run['num_steps']} steps of a {size} model"
+    ours = ", ".join(
+        f"{row['of_pure']:.2f} x {name.removeprefix('ours-')}"
+        for name, row in rows.items()
+        if name.startswith("ours")
+    )
+    yield (
+        f"{what}, over training alone ({rows['pure']['seconds']:.1f} s)",
+        f"stock `flare.patch` {rows['stock']['of_pure']:.2f} x",
+        f"{ours}; {rows['messages']['of_pure']:.2f} x is FLARE's messages alone",
+    )
+
+
+def table() -> str:
+    """The table in Markdown, with the dates and commits of its records."""
+    lines = ["| what | peer | ours |", "|---|---|---|"]
+    for part in (codecs, round_trip, round_overhead):
+        lines += [f"| {what} | {peer} | {ours} |" for what, peer, ours in part()]
+    runs = [records(name)[-1] for name in ("codecs", "round_trip", "round_overhead") if records(name)]
+    origin = "; ".join(f"`{run['command']}`, {run['date'][:10]}, commit {run['commit'][:7]}" for run in runs)
+    return "\n".join([*lines, "", f"From `benchmarks/records/`: {origin}."])
+
+
+def written(readme: str) -> str:
+    """README's text with the table of today's records between its two marks."""
+    head, rest = readme.split(BEGIN)
+    return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="put it into README")
+    if parser.parse_args().write:
+        README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()

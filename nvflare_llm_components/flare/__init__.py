@@ -1,0 +1,22 @@
+"""What every adapter needs of FLARE, one place each. Imports the columns' words, never their mathematics.
+
+Read in this order:
+
+- :mod:`.tasks`      What a task and its context tell the executor
+- :mod:`.peers`      Who is on the other side: FLARE's token says it, not what a message says of itself
+- :mod:`.messages`   What the precision filters read from FLARE's contexts and messages, and what they leave
+                     there
+- :mod:`.taken`      Which update of each site the server took: error feedback carries what was left out of
+                     the last of them
+- :mod:`.results`    What a result and its context tell the persistor
+- :mod:`.rounds`     What the server knows of a round: a record for files and monitors, a sentence for people
+- :mod:`.site`       The site that runs this process: its policy, the places that a job may read, and its
+                     audit log
+- :mod:`.gate`       The gate on the server: every site's result, of every workflow, before a controller sees
+                     it
+- :mod:`.waiting`    Where results wait for the average: in files of the job's own run directory, by FLARE's
+                     disk offload
+- :mod:`.headers`    What the adapters tell each other through FLARE's messages: each may run without the
+                     others
+- :mod:`.memory`     Giving freed memory back to the system, which glibc's allocator would rather keep
+"""

@@ -1,0 +1,15 @@
+"""The ground floor: what every column needs of tensors, files and folders. Knows nothing of NVFlare.
+
+- :mod:`.convert`            tensors, arrays and lazy values "as a tensor"
+- :mod:`.lazy`               what is made when it is asked for, and behaves as a tensor
+- :mod:`.names`              what a model's tensors are called and how they are tied, from its configuration
+- :mod:`.trainable`          which of them train, by patterns
+- :mod:`.adapters`           what a kind of PEFT adapter needs, and what its tensors are called
+- :mod:`.norm`             how far two states of a model lie from each other
+- :mod:`.safetensors_file`   one safetensors file: mapped for reading, streamed for writing
+- :mod:`.atomic`             a file or folder in its place, in one step and on disk
+- :mod:`.links`              second names of files, without a second copy
+- :mod:`.hub`                what transformers would fetch by itself, kept out while a model is built
+- :mod:`.text`               text from outside, on one line
+- :mod:`.errors`             what they raise
+"""

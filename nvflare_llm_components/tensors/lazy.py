@@ -1,0 +1,78 @@
+"""Values that are made when they are asked for, and behave as the tensors that they stand for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+_OPERATORS = (
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "matmul", "neg", "abs"),
+    *("lt", "le", "gt", "ge", "getitem", "len"),
+)
+
+
+class LazyValue(ABC):
+    """Stands for a tensor, and behaves as one.
+
+    Who knows of it calls `materialize()` and holds one tensor at a time, as NVFlare's aggregation helper
+    does. Who does not may add it, index it, give it to torch or NumPy: each such use decodes it anew. It
+    can't be changed in place, since the change would be lost.
+    """
+
+    @abstractmethod
+    def materialize(self) -> torch.Tensor:
+        """Decode into a new tensor."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """Shape of the tensor; nothing is decoded."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Dtype of the tensor; nothing is decoded."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What torch calls for a function of a lazy value."""
+        return func(*_all_materialized(args), **_all_materialized(kwargs or {}))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        """What NumPy calls; bfloat16, which it lacks, comes as float32."""
+        weights = self.materialize()
+        return np.asarray((weights.float() if weights.dtype == torch.bfloat16 else weights).numpy(), dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """Any other attribute of a tensor, but for what would change it in place."""
+        if name.startswith("_") or name.endswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}.")
+        return getattr(self.materialize(), name)
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def operator(self: LazyValue, *others: Any) -> Any:
+        return getattr(self.materialize(), name)(*_all_materialized(others))
+
+    return operator
+
+
+for _name in _OPERATORS:  # Python looks for operators in the class, not by __getattr__
+    setattr(LazyValue, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def _all_materialized(values: Any) -> Any:
+    """Arguments of a function with each lazy value among them decoded."""
+    if isinstance(values, dict):
+        return {key: _all_materialized(value) for key, value in values.items()}
+    if type(values) in (tuple, list):
+        return type(values)(_all_materialized(value) for value in values)
+    return values.materialize() if isinstance(values, LazyValue) else values

@@ -1,0 +1,206 @@
+"""One safetensors file: mapped for reading, streamed tensor by tensor for writing."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from nvflare_llm_components.tensors.errors import CheckpointError
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_LABEL_WIDTH = 32
+
+Layout = Mapping[str, tuple[Sequence[int], torch.dtype]]
+"""Shape and dtype by name, in the order of the file."""
+
+
+def map_tensor_file(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file, mapped from it: a page is read when it is touched.
+
+    The mapping is private: changing a tensor never changes the file.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or no safetensors file.
+    """
+    try:
+        file = TensorFile(path)
+        return {name: file.read(name) for name in file}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: expected a complete safetensors file, found '{error}'. Copy or download the file again."
+        ) from error
+
+
+def write_tensor_file(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> str:
+    """Write tensors into a synced safetensors file, holding at most one converted tensor at a time.
+
+    Args:
+        path: the file; it appears, or is replaced, in one step.
+        tensors: values by name.
+        dtype: what floating-point tensors are converted to; None keeps theirs.
+        metadata: text by name, for the file's header.
+
+    Returns:
+        The file's SHA-256 in hexadecimal.
+
+    Raises:
+        CheckpointError: if a tensor has a dtype that safetensors does not know.
+    """
+    stored = {name: stored_dtype(value, dtype) for name, value in tensors.items()}
+    # Wide dtypes first, so that every tensor is aligned to its own item size.
+    names = sorted(tensors, key=lambda name: (-stored[name].itemsize, name))
+    layout = {name: (tensors[name].shape, stored[name]) for name in names}
+    digest = hashlib.sha256()
+    with TensorFileWriter(path, layout, {"format": "pt", **(metadata or {})}, digest.update) as writer:
+        for name in names:
+            writer.write(name, tensors[name].detach().to(stored[name]))
+        writer.commit()
+    return digest.hexdigest()
+
+
+def stored_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return a tensor's dtype on disk when `dtype` is asked for: integers and bools keep theirs."""
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+class TensorFileWriter:
+    """Writes tensors one by one; the file appears under its name, complete, on `commit`, or never.
+
+    Args:
+        path: where the file will be; its folder is made.
+        layout: the tensors, in the order in which they will be written.
+        metadata: text by name, for the header.
+        observe: called with each block of the file, beside its writing: both let go of the interpreter.
+
+    Raises:
+        CheckpointError: if a tensor has a dtype that safetensors does not know.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: Layout,
+        metadata: Mapping[str, str] | None = None,
+        observe: Callable[[bytes | memoryview], object] = lambda block: None,
+    ) -> None:
+        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._layout, self._metadata, self._observe = layout, dict(metadata or {}), observe
+        self._pending = list(layout)
+        header = self._header(self._metadata if metadata else {"label": " " * _LABEL_WIDTH})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._pool = ThreadPoolExecutor(1)
+        self._file = self._partial.open("wb")
+        self._put(header)
+
+    def __enter__(self) -> "TensorFileWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def write(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Append the next tensor; returns its bytes, uint8 of shape (num_bytes,)."""
+        expected = self._pending.pop(0)
+        assert (name, tensor.dtype) == (expected, self._layout[name][1]), "tensors come in the layout's order"
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        self._put(data.numpy().data)
+        return data
+
+    def commit(self, label: str | None = None) -> None:
+        """Put the file in place, with a label of at most 32 characters where no metadata was given."""
+        assert not self._pending, f"not written: {self._pending[:3]}"
+        if label is not None:
+            self._file.seek(0)
+            self._file.write(self._header({"label": label.ljust(_LABEL_WIDTH)}))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._partial.replace(self._path)
+
+    def _put(self, block: bytes | memoryview) -> None:
+        observed = self._pool.submit(self._observe, block)
+        self._file.write(block)
+        observed.result()
+
+    def _header(self, metadata: Mapping[str, str]) -> bytes:
+        return tensor_file_header(self._layout, metadata)
+
+
+def tensor_file_header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+    """What stands before the values: they follow in the order of `layout`, without gaps.
+
+    Raises:
+        CheckpointError: if a tensor has a dtype that safetensors does not know.
+    """
+    entries: dict[str, object] = {"__metadata__": metadata}
+    start = 0
+    for name, (shape, dtype) in layout.items():
+        if dtype not in DTYPE_NAMES:
+            raise CheckpointError(f"{name}: expected a dtype that safetensors can hold, found {dtype}.")
+        end = start + torch.Size(shape).numel() * dtype.itemsize
+        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class TensorFile:
+    """Reads such a file tensor by tensor, also after a new file has taken its place."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt")
+        self._names = sorted(self._file.keys())
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+
+    @classmethod
+    def open_if_there(cls, path: Path) -> "TensorFile | None":
+        """The file at `path`, or None where there is none."""
+        return cls(path) if path.is_file() else None
+
+    @property
+    def label(self) -> str:
+        """What `TensorFileWriter.commit` was given; empty for none."""
+        return self.metadata.get("label", "").rstrip()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """Shape of one tensor, or None where there is no such tensor."""
+        return tuple(self._file.get_slice(name).get_shape()) if name in self._names else None
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, mapped: a page is read when it is touched, and changing it never changes the file."""
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        return tensor

@@ -1,0 +1,167 @@
+"""One live view of a run, from what server and sites write: round, loss, bytes, time left, per site."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.text import Text
+
+from nvflare_llm_components.tensors.text import printable
+from nvflare_llm_components.tools.runs import Record, having, of_kind, plain, read_lines
+
+ROUNDS, METRICS, FINAL = "rounds.jsonl", "metrics.jsonl", "final_evaluation.json"
+_DEPTH = 6  # of a POC workspace: example_project/prod_00/site-1/<job>/metrics.jsonl
+
+
+@dataclass
+class View:
+    """Reads a run that goes on: a simulator workspace, a folder of startup kits, or one run directory.
+
+    Attributes:
+        folder: where the run is, or will be.
+        console: gets a line for each round that is done.
+        since: seconds since 1970; what was written before is of an earlier run.
+    """
+
+    folder: Path
+    console: Console
+    since: float = 0.0
+    _told: set[str] = field(default_factory=set)
+
+    def text(self) -> str:
+        """Where the run is now, a line for the whole and one a site; prints what has come to its end."""
+        rounds = self.rounds()
+        for record in rounds:
+            self._once(f"round {record['round']}", _round_line(record))
+        sites = {self._name(file): having(read_lines(file), "round") for file in self._files(METRICS)}
+        for name, records in sites.items():
+            self._tell(name, records)
+        lines = [_overall(rounds), *(_site_line(name, records) for name, records in sites.items())]
+        return "\n".join(line for line in lines if line)
+
+    def is_over(self) -> bool:
+        """Whether the last round is done."""
+        rounds = self.rounds()
+        return bool(rounds) and rounds[-1]["round"] + 1 == rounds[-1].get("num_rounds")
+
+    def final(self) -> Record:
+        """What the sites found of the last model: ``eval_loss``, by site in ``sites``; empty for nothing."""
+        return next((_final(file) for file in self._files(FINAL)), {})
+
+    def losses(self) -> list[float]:
+        """Mean eval loss of the global model before each round."""
+        losses = [record.get("eval_loss") for record in self.rounds()]
+        return [loss for loss in losses if loss is not None]
+
+    def rounds(self) -> list[Record]:
+        """What the server recorded of each round that is done."""
+        return [record for file in self._files(ROUNDS) for record in having(read_lines(file), "round")]
+
+    def _tell(self, name: str, records: list[Record]) -> None:
+        for number, record in enumerate(having(of_kind(records, "round"), "num_steps", "train_loss")):
+            line = (
+                f"  {name:10} round {record['round'] + 1}: {record['num_steps']} steps, "
+                f"loss {record['train_loss']:.3f}"
+            )
+            self._once(f"{name} {number}", line)
+
+    def _once(self, key: str, line: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self.console.print(line, highlight=False, markup=False)
+
+    def _files(self, name: str) -> Iterator[Path]:
+        """Files of this name at most some folders down; of several jobs, those of the latest."""
+        try:
+            found = [file for depth in range(_DEPTH) for file in self.folder.glob("*/" * depth + name)]
+        except OSError:  # the simulator is removing an earlier run's folders
+            found = []
+        written = {file: at for file in found if (at := _written(file)) and at >= self.since}
+        latest = max(written, key=lambda file: written[file], default=None)
+        jobs = {latest.parent.name} if latest else set()
+        return iter(sorted(file for file in written if file.parent.name in jobs))
+
+    def _name(self, file: Path) -> str:
+        return printable(file.parents[1].name or file.parent.name, 200)
+
+
+def _final(file: Path) -> Record:
+    """A final evaluation, as far as it is one."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except (ValueError, RecursionError):
+        return {}
+    sites = content.get("sites") if isinstance(content, dict) else None
+    found = sites.items() if isinstance(sites, dict) else ()
+    losses = {printable(site, 200): plain({"loss": loss}).get("loss") for site, loss in found}
+    return plain(content) | {"sites": {site: loss for site, loss in losses.items() if loss is not None}}
+
+
+def _written(file: Path) -> float:
+    """When a file was last written; 0 for one that the simulator has just removed."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def watch(folder: Path, console: Console, every_s: float = 1.0) -> None:
+    """Shows a run until its last round is done, or the user ends it.
+
+    Args:
+        folder: see :class:`View`.
+        console: where to show it.
+        every_s: seconds between two looks.
+    """
+    view = View(folder, console)
+    with console.status("") as status:
+        while not view.is_over():
+            status.update(Text(view.text()))
+            time.sleep(every_s)
+        view.text()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(8.4), duration(300), duration(9000)
+    ('8 s', '5 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _overall(rounds: list[Record]) -> str:
+    if not rounds:
+        return "No round is done yet."
+    last = rounds[-1]
+    left = (last.get("num_rounds") or 0) - last["round"] - 1
+    sent, received = (sum(record.get(key, 0) for record in rounds) for key in ("bytes_out", "bytes_in"))
+    time_left = f", about {duration(left * last.get('seconds', 0.0))} left" if left > 0 else ""
+    return f"{len(rounds)} rounds done{time_left}; {decimal(sent)} out, {decimal(received)} in"
+
+
+def _round_line(record: Record) -> str:
+    loss = record.get("eval_loss")
+    told = f"eval loss {loss:.4f} before it, " if loss is not None else ""
+    missing = f", without {', '.join(record['missing'])}" if record.get("missing") else ""
+    moved = decimal(record.get("bytes_out", 0) + record.get("bytes_in", 0))
+    of_all = f" of {record['num_rounds']}" if record.get("num_rounds") else ""
+    return (
+        f"round {record['round'] + 1}{of_all}: {told}{moved}, {duration(record.get('seconds', 0.0))}{missing}"
+    )
+
+
+def _site_line(name: str, records: list[Record]) -> str:
+    steps = having(of_kind(records, "train"), "step", "loss")
+    evals = having(of_kind(records, "eval"), "eval_loss")
+    if not steps and not evals:
+        return f"  {name:10} starts"
+    loss = f"step {steps[-1]['step']}, loss {steps[-1]['loss']:.2f}" if steps else "evaluates"
+    seen = f", eval loss {evals[-1]['eval_loss']:.3f}" if evals else ""
+    return f"  {name:10} round {records[-1]['round'] + 1}, {loss}{seen}"

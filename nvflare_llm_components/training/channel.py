@@ -1,0 +1,73 @@
+"""Named requests and their answers as JSON, between a site's front end and its ranks. Nothing is pickled."""
+
+import fcntl
+import json
+import os
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+Message = dict[str, Any]
+
+
+class ChannelClosedError(Exception):
+    """The other side is gone."""
+
+
+class Channel:
+    """One end of a socket pair that only these two processes hold.
+
+    Args:
+        connection: A connection, or the number of an inherited descriptor of one.
+    """
+
+    def __init__(self, connection: "Connection | int"):
+        self.connection = Connection(connection) if isinstance(connection, int) else connection
+
+    @classmethod
+    def pair(cls) -> "tuple[Channel, Channel]":
+        """Two ends, neither of which a child inherits unless it is passed on."""
+        one, other = Pipe()
+        return cls(one), cls(other)
+
+    def send(self, **message: Any) -> None:
+        """Send one message.
+
+        Raises:
+            ChannelClosedError: The other side is gone.
+        """
+        try:
+            self.connection.send_bytes(json.dumps(message).encode())
+        except OSError as error:
+            raise ChannelClosedError from error
+
+    def receive(self) -> Message:
+        """Wait for the next message.
+
+        Raises:
+            ChannelClosedError: The other side is gone.
+        """
+        try:
+            message: Message = json.loads(self.connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise ChannelClosedError from error
+        return message
+
+    def die_with_partner(self, is_on: bool) -> None:
+        """Let the system end this process (SIGIO) when the other side is gone, whatever this one does then.
+
+        Args:
+            is_on: From now on, or no longer. While it is on, a message from the other side would do the same.
+
+        Raises:
+            ChannelClosedError: It is gone already.
+        """
+        descriptor = self.connection.fileno()
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC if is_on else flags & ~os.O_ASYNC)
+        if is_on and self.connection.poll(0):
+            raise ChannelClosedError
+
+    def close(self) -> None:
+        """Close this end."""
+        self.connection.close()

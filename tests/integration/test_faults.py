@@ -1,0 +1,178 @@
+"""Three sites in the field: one is killed, hangs, is cut off; the server is killed. The job goes on.
+
+Each test is a cell of the fault matrix and prints what happened, what was lost and how long it took.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from nvflare_llm_components.tools.resume import resume_job
+from tests.integration.deployment import Poc, deployed, records, tell_cell, wait_for
+from tests.integration.simulator import copy_job, variables_of
+from tests.tiny import write_site_data
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+SITES = ["site-1", "site-2", "site-3"]
+VICTIM = SITES[0]
+ROUNDS = 3
+ROUND_LOG = "nvflare_llm_components.widgets.RoundLog"
+GRACE_S = 20
+
+
+@pytest.fixture(scope="module")
+def poc(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Poc]:
+    folder = tmp_path_factory.mktemp("field")
+    data = write_site_data(folder / "data", SITES, num_rows=200)
+    # FLARE's server waits 15 minutes for a site that does not say how its process has ended.
+    waits = {"NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "20"}
+    with deployed(folder, SITES, variables_of(model, data) | waits, {VICTIM: None}) as poc:
+        yield poc
+
+
+def job(folder: Path) -> Path:
+    def with_quorum(config: dict[str, Any]) -> None:
+        config["workflows"][0]["path"] = "nvflare_llm_components.workflows.QuorumFedAvg"
+        args = {"num_clients": len(SITES), "num_rounds": ROUNDS, "quorum": 2, "grace_s": GRACE_S}
+        config["workflows"][0]["args"] = args
+        for workflow in config["workflows"][1:]:  # the evaluation at the end, which has no quorum
+            workflow["args"]["timeout_s"] = 3 * GRACE_S
+        others = [c for c in config["components"] if c["path"] != ROUND_LOG]
+        config["components"] = [*others, {"id": "rounds", "path": ROUND_LOG, "args": {}}]
+
+    return copy_job("sft_int8", folder / "job", server=with_quorum, client={"local_epochs": 2})
+
+
+def in_training(poc: Poc, job_id: str, number: int = 1) -> Callable[[], bool]:
+    return lambda: any(r["round"] == number for r in records(poc.run_dir(VICTIM, job_id), "train"))
+
+
+def between_rounds(poc: Poc, job_id: str) -> Callable[[], bool]:
+    """The victim has sent its result and waits for the others."""
+    return lambda: any(r["round"] == 0 for r in records(poc.run_dir(VICTIM, job_id), "round"))
+
+
+def stages() -> list[Any]:
+    return [pytest.param(stage, id=stage.__name__) for stage in (in_training, between_rounds)]
+
+
+def rounds_of(download: Path) -> list[dict[str, Any]]:
+    lines = (download / "workspace/rounds.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def errors_of(download: Path) -> str:
+    lines = (download / "workspace/log.txt").read_text().splitlines()
+    return "\n".join(line[:400] for line in lines if " - ERROR - " in line)
+
+
+def finished(poc: Poc, job_id: str, folder: Path, began: float, what: str) -> list[dict[str, Any]]:
+    """The rounds of a job that has completed; prints its cell of the matrix."""
+    ending, download = poc.ending(job_id, seconds=400), poc.download(job_id, folder)
+    assert ending == "FINISHED:COMPLETED", errors_of(download)
+    rounds = rounds_of(download)
+    missing = {r["round"]: r["missing"] for r in rounds if r["missing"]}
+    lost = "; ".join(f"round {number + 1} without {', '.join(sites)}" for number, sites in missing.items())
+    outcome = f"completed, {len(rounds)} of {ROUNDS} rounds"
+    tell_cell(what, outcome, lost or "nothing lost", time.monotonic() - began)
+    assert [r["round"] for r in rounds] == list(range(ROUNDS))
+    assert all(len(r["sites"]) >= 2 for r in rounds)
+    return rounds
+
+
+def test_nothing_happens(poc: Poc, tmp_path: Path):
+    began = time.monotonic()
+    rounds = finished(poc, poc.submit(job(tmp_path)), tmp_path, began, "undisturbed")
+    assert not any(r["missing"] for r in rounds)
+
+
+@pytest.mark.parametrize("stage", stages())
+def test_a_sites_machine_dies(stage: Callable[..., Any], poc: Poc, tmp_path: Path):
+    began, job_id = time.monotonic(), poc.submit(job(tmp_path))
+    wait_for(stage(poc, job_id))
+    kill(poc, VICTIM)
+    try:
+        rounds = finished(poc, job_id, tmp_path, began, f"site's machine dead, {stage.__name__}")
+    finally:
+        poc.cli("poc", "start", "-p", VICTIM)
+    assert VICTIM in rounds[-1]["missing"]
+
+
+@pytest.mark.parametrize("stage", stages())
+def test_a_sites_job_process_dies_alone(stage: Callable[..., Any], poc: Poc, tmp_path: Path):
+    """Out of memory, say. FLARE's server would end the job for all, were it not for `QuorumMember`."""
+    began, job_id = time.monotonic(), poc.submit(job(tmp_path))
+    wait_for(stage(poc, job_id))
+    poc.worker(VICTIM, job_id).kill()
+    rounds = finished(poc, job_id, tmp_path, began, f"site's job process killed, {stage.__name__}")
+    assert VICTIM in rounds[-1]["missing"]
+
+
+@pytest.mark.parametrize("stage", stages())
+def test_a_site_hangs(stage: Callable[..., Any], poc: Poc, tmp_path: Path):
+    began, job_id = time.monotonic(), poc.submit(job(tmp_path))
+    wait_for(stage(poc, job_id))
+    worker = poc.worker(VICTIM, job_id)
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        rounds = finished(poc, job_id, tmp_path, began, f"site hung, {stage.__name__}")
+    finally:
+        if worker.is_running():
+            worker.kill()
+    assert VICTIM in rounds[-1]["missing"]
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["stalled", "connections_lost"])
+@pytest.mark.parametrize("stage", stages())
+def test_a_line_is_cut_and_mended(stage: Callable[..., Any], reset: bool, poc: Poc, tmp_path: Path):
+    began, job_id = time.monotonic(), poc.submit(job(tmp_path))
+    wait_for(stage(poc, job_id))
+    poc.lines[VICTIM].cut()
+    time.sleep(30)  # that long it is cut: longer than a round's grace
+    poc.lines[VICTIM].mend(reset=reset)
+    finished(poc, job_id, tmp_path, began, f"line cut for 30 s, reset={reset}, {stage.__name__}")
+
+
+def test_the_server_is_killed_and_the_job_is_continued(poc: Poc, tmp_path: Path):
+    began, job_id = time.monotonic(), poc.submit(job(tmp_path))
+    wait_for(in_training(poc, job_id))
+    kill(poc, "server")
+    dead = poc.run_dir("server", job_id)
+    assert dead.is_dir(), "a killed server leaves its run directory"
+    print(resume_job(dead, tmp_path / "resumed"))
+    poc.cli("poc", "start", "-p", "server")
+    resumed = wait_for(lambda: submitted(poc, tmp_path / "resumed"))
+    assert poc.ending(resumed, seconds=400) == "FINISHED:COMPLETED"
+    download = poc.download(resumed, tmp_path)
+    told = [r["round"] for r in rounds_of(download)]
+    assert told == list(range(1, ROUNDS))
+    record = json.loads((download / "workspace/global_model/last/federation.json").read_text())
+    assert [entry["job_id"] for entry in record["rounds"]] == [job_id, resumed]
+    kept = [f"{site}: trainer_state" for site in SITES if "continues from" in poc.log(site, resumed)]
+    lost = f"the round that was trained; {len(kept)} of {len(SITES)} sites go on with their state"
+    tell_cell("server killed, in_training, resumed by hand", "completed", lost, time.monotonic() - began)
+    assert len(kept) == len(SITES)
+
+
+def kill(poc: Poc, site: str) -> None:
+    """All its processes at once, and what would start them again."""
+    processes = [psutil.Process(pid) for pid in poc.processes(f"/prod_00/{site}")]
+    assert processes
+    for process in processes:
+        process.suspend()  # else the site's parent process still tells how its job has died
+    for process in processes:
+        process.kill()
+    wait_for(lambda: not poc.processes(f"/prod_00/{site}"))
+
+
+def submitted(poc: Poc, job: Path) -> str | None:
+    try:
+        return poc.submit(job)
+    except AssertionError:  # the server is not up yet
+        return None

@@ -1,0 +1,80 @@
+"""What a job may set of an adapter: PEFT's own kinds and keys, without paths, code and patterns."""
+
+import dataclasses
+
+import pytest
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from nvflare_llm_components.policy.adapters import KINDS, PEFT_CONFIG, check_peft_config
+from nvflare_llm_components.policy.schema import PolicyError
+
+
+def test_every_allowed_kind_is_one_of_pefts_and_one_is_left_out():
+    assert {kind.value for kind in PeftType} - set(KINDS) == {"XLORA"}
+
+
+def test_every_allowed_setting_is_one_of_pefts():
+    fields = {
+        field.name for config in PEFT_TYPE_TO_CONFIG_MAPPING.values() for field in dataclasses.fields(config)
+    }
+    assert PEFT_CONFIG.keys() <= fields
+
+
+def test_what_a_job_usually_sets_is_allowed():
+    check_peft_config(None)
+    check_peft_config(
+        {
+            "peft_type": "LORA",
+            "r": 8,
+            "lora_alpha": 16,
+            "lora_dropout": 0.05,
+            "target_modules": ["q_proj", "v_proj"],
+            "rank_pattern": {"q_proj": 4},
+            "layers_to_transform": [0, 1],
+            "init_lora_weights": "pissa_niter_16",
+            "task_type": "CAUSAL_LM",
+        }
+    )
+    check_peft_config({"peft_type": "LORA", "target_modules": "all-linear"})
+
+
+HOSTILE = {
+    "peft_type": "XLORA",
+    "r": 10**6,
+    "lora_dropout": float("nan"),
+    "target_modules": "(a+)+$",
+    "modules_to_save": ["(a|a)*b"],
+    "rank_pattern": {"(a+)+$": 4},
+    "megatron_core": "os",
+    "megatron_config": {},
+    "auto_mapping": {"base_model_class": "x"},
+    "base_model_name_or_path": "/etc",
+    "tokenizer_name_or_path": "/etc",
+    "tokenizer_kwargs": {"trust_remote_code": True},
+    "prompt_tuning_init_state_dict_path": "/etc/passwd",
+    "adapters": {"a": "/etc"},
+    "shadow_model": "/etc",
+    "revision": "main",
+    "runtime_config": {},
+    "num_virtual_tokens": 10**12,
+    "num_vectors": 2**20,
+    "psoft_svd_lowrank_niter": 10**6,
+    "init_lora_weights": "pissa_niter_999999999",
+    "loftq_config": {"loftq_iter": 10**6},
+    "eva_config": {"a": {"path": "os.system"}},
+    "corda_config": {"cache_file": "secret.pt"},
+    "task_type": "SEQ_CLS",
+    "token_indices": list(range(10**5 + 1)),
+}
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_a_hostile_peft_config_is_refused_by_name(key):
+    with pytest.raises(PolicyError, match=rf"peft_config\.{key}"):
+        check_peft_config({"peft_type": "LORA", key: HOSTILE[key]})
+
+
+def test_a_missing_kind_is_named():
+    with pytest.raises(PolicyError, match=r"peft_config\.peft_type: expected 'ADALORA'"):
+        check_peft_config({"r": 8})

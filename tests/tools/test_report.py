@@ -1,0 +1,63 @@
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from nvflare_llm_components.tools.report import report
+
+
+class Page(HTMLParser):
+    """Tags and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def write(file: Path, *records: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    round_ = {"num_rounds": 2, "train_loss": 2.0, "bytes_out": 1000, "bytes_in": 500, "seconds": 3.0}
+    rounds = [round_ | {"round": n, "eval_loss": 3.0 - n, "missing": ["<b>"] * n} for n in range(2)]
+    write(tmp_path / "ws/server/simulate_job/rounds.jsonl", *rounds)
+    write(tmp_path / "ws/server/simulate_job/final_evaluation.json", {"eval_loss": 1.5, "sites": {}})
+    for site in ("site-1", "<script>alert(1)"):
+        write(
+            tmp_path / "ws" / site / "simulate_job/metrics.jsonl",
+            {"kind": "eval", "step": 0, "round": 0, "eval_loss": 3.0},
+            {"kind": "train", "step": 1, "round": 0, "loss": 2.0, "learning_rate": 1e-3, "epoch": 1},
+            {"kind": "round", "round": 0, "start_step": 0, "end_step": 7},
+        )
+    return tmp_path / "ws"
+
+
+def test_a_page_has_all_and_needs_nothing_beside_it(workspace, tmp_path):
+    page = Page(report(workspace, tmp_path / "out/report.html").read_text())
+    text = " ".join(page.words)
+    assert "2 rounds at 2 sites, eval loss 3.0000 to 1.5000" in text
+    for cell in ("ws site-1", "1.0 kB", "500 bytes", "3 s"):
+        assert cell in text
+    assert [source.startswith("data:image/png;base64,") for source in page.sources] == [True]
+    assert "script" not in page.tags
+    assert page.tags.count("table") == 2
+    assert "b" not in page.tags  # names are text
+
+
+def test_a_folder_without_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Found neither"):
+        report(tmp_path, tmp_path / "report.html")

@@ -1,0 +1,67 @@
+"""One command from a job to a verdict, with the real simulator."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nvflare_llm_components.jobs.write import chosen, write_job
+from nvflare_llm_components.tools.run import run
+from nvflare_llm_components.tools.shell import CommandError
+from tests.tiny import save_tiny_model, write_site_data
+
+SITES = ["a", "b"]
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NVFLARE_LLM_MODEL", str(save_tiny_model(tmp_path / "model")))
+    monkeypatch.setenv("NVFLARE_LLM_DATA", str(write_site_data(tmp_path / "data", SITES)))
+    return tmp_path
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=250)
+
+
+def job(folder: Path, **choices: object) -> Path:
+    write_job(chosen("sft_int8", {"sites": "a,b", "rounds": 2, "max_length": 128, **choices}), folder)
+    return folder
+
+
+@pytest.mark.integration
+def test_a_job_that_runs_ends_with_its_verdict_and_what_to_type_next(places: Path, console: Console):
+    federation = run(job(places / "job"), places / "ws", SITES, console=console)
+    lines = console.file.getvalue().splitlines()
+    assert lines[-1].startswith("Done: 2 sites, eval loss ")
+    assert lines[-1].endswith(f"The model: {federation.model}")
+    assert any(line.strip().startswith("nvflare-llm plot") for line in lines)
+    assert any("round 2 of 2: eval loss" in line for line in lines)
+    final = json.loads((places / "ws/server/simulate_job/final_evaluation.json").read_text())
+    assert final["sites"].keys() == set(SITES)
+    assert f"-> {final['eval_loss']:.4f}" in lines[-1]
+    last_evaluation = {site: each.metrics("eval")[-1]["eval_loss"] for site, each in federation.runs.items()}
+    assert final["sites"] == pytest.approx(last_evaluation)
+
+
+@pytest.mark.integration
+def test_a_job_that_fails_at_a_site_ends_with_the_cause(places: Path, console: Console):
+    """What no check can see: flash attention is not there where the model is loaded."""
+    broken = job(places / "job", model_kwargs={"attn_implementation": "flash_attention_2"})
+    with pytest.raises(CommandError) as error:
+        run(broken, places / "ws", SITES, console=console)
+    last = str(error.value).splitlines()[-1]
+    assert last.startswith(("site a: ", "site b: ", "sites a, b: "))
+    assert "lash" in last
+
+
+def test_a_job_with_an_error_is_not_started(places: Path, console: Console):
+    shutil.rmtree(places / "data/b")
+    with pytest.raises(CommandError) as error:
+        run(job(places / "job"), places / "ws", SITES, console=console)
+    assert str(error.value).splitlines()[-1].startswith("b: train_data: expected a data file")
+    assert not (places / "ws").exists()
