@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nvflare_llm_components.tools.federation import simulate
+from nvflare_llm_components.tools.federation import check, simulate
 from nvflare_llm_components.tools.shell import CommandError, Shell
 from tests.tiny import save_tiny_model, write_site_data
 
@@ -27,3 +27,13 @@ def test_a_job_that_fails_at_one_site_is_told_with_its_cause(tmp_path, monkeypat
     assert "ws/b/log.txt" in str(error.value)
     last = str(error.value).splitlines()[-1]
     assert last.startswith("site b: train_data: expected a data file")
+
+
+@pytest.mark.parametrize("owner", ["server", "site-2"])
+def test_the_last_model_is_the_server_s_or_in_swarm_a_site_s(tmp_path, owner):
+    last = tmp_path / owner / "simulate_job" / "global_model" / "last"
+    last.mkdir(parents=True)
+    (last / "federation.json").write_text('{"round": 1}')
+    check(tmp_path, [], rounds=2)
+    with pytest.raises(CommandError, match="expected the model of round 2"):
+        check(tmp_path, [], rounds=3)
