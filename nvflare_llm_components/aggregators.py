@@ -30,17 +30,25 @@ from nvflare_llm_components.averages import (
 from nvflare_llm_components.flare.headers import round_of
 from nvflare_llm_components.flare.peers import sender_of
 from nvflare_llm_components.policy.results import MOST_WEIGHT, checked_weight
+from nvflare_llm_components.tensors.lazy import Deferred
 from nvflare_llm_components.tensors.norm import distance
 
 _WEIGHT, _SITE = "NUM_STEPS_CURRENT_ROUND", "client_name"
 
 
 class CollectingAggregator(ModelAggregator):
-    """Collects a round's results, then combines them tensor by tensor, in the order of the sites' names."""
+    """Collects a round's results, then combines them tensor by tensor, in the order of the sites' names.
+
+    Attributes:
+        lazy_shapes: shapes by name of the tensors whose average is made only when it is asked for, until
+            then it holds the results; set by a controller whose persistor saves such values. Others are made
+            at once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         FLComponent.__init__(self)  # FLARE's own leaves out the logger
+        self.lazy_shapes: Mapping[str, Sequence[int]] = {}
         self._results: dict[str, FLModel] = {}
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
@@ -83,7 +91,7 @@ class CollectingAggregator(ModelAggregator):
         shares = _shares(list(results.values()))
         self._prepare(list(results.values()))
         params = {
-            name: self._combined(name, [r.params[name] for r in results.values()], shares)
+            name: self._average(name, [r.params[name] for r in results.values()], shares)
             for name in sorted(first.params)
         }
         metrics = _mean_metrics([result.metrics or {} for result in results.values()], shares)
@@ -101,6 +109,12 @@ class CollectingAggregator(ModelAggregator):
 
     def _prepare(self, results: list[FLModel]) -> None:
         """Look at whole results before they are combined."""
+
+    def _average(self, name: str, values: list[Any], shares: Sequence[float]) -> torch.Tensor | Deferred:
+        shape = self.lazy_shapes.get(name)
+        if shape is None:
+            return self._combined(name, values, shares)
+        return Deferred(lambda: self._combined(name, values, shares), shape, torch.float32)
 
     @abstractmethod
     def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> torch.Tensor:

@@ -51,6 +51,7 @@ from nvflare_llm_components.flare.site import (
 from nvflare_llm_components.policy.results import ExpectedTensors, ResultRules
 from nvflare_llm_components.tensors.convert import tensor_of
 from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tensors.lazy import LazyValue
 
 SOURCE = "source"
 ALIASES = {"FL_global_model.pt": LAST, "best_FL_global_model.pt": BEST}
@@ -64,6 +65,9 @@ class SafetensorsModelPersistor(ModelPersistor):
     The folders are `global_model/last`, `best` and `round_N` in the job's run directory. Each holds
     safetensors, config, generation config, tokenizer and `federation.json`; for adapters it is a PEFT folder.
     """
+
+    saves_lazy_values = True
+    """For controllers: `save_model` takes values that are made as they are written, and returns tensors."""
 
     def __init__(
         self,
@@ -150,7 +154,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         models = self._global_models(fl_ctx)
         accepted_write(fl_ctx, models.root.parent)
         try:
-            saved = models.save_last({name: tensor_of(value) for name, value in weights.items()}, record)
+            saved = models.save_last({name: _to_save(value) for name, value in weights.items()}, record)
         except CheckpointError as error:
             raise CheckpointError(f"{error} {self._gate.sentence(record['round'])}".rstrip()) from error
         finally:
@@ -159,7 +163,11 @@ class SafetensorsModelPersistor(ModelPersistor):
             del weights[alias]
         # A controller that keeps NumPy arrays goes on with them.
         weights.update(
-            {name: kept for name, kept in saved.items() if isinstance(weights.get(name, kept), torch.Tensor)}
+            {
+                name: kept
+                for name, kept in saved.items()
+                if isinstance(weights.get(name, kept), torch.Tensor | LazyValue)
+            }
         )
         self.log_info(fl_ctx, f"Global model of round {record['round']} saved in {models.root}")
         give_back()
@@ -292,6 +300,11 @@ class SafetensorsModelPersistor(ModelPersistor):
         start = self._initial_model(fl_ctx)
         specs = {name: (tuple(value.shape), value.dtype) for name, value in start.weights.items()}
         return ResultRules.of(self.results), ExpectedTensors(specs, start.aliases)
+
+
+def _to_save(value: Any) -> torch.Tensor | LazyValue:
+    """A value as a tensor; one that is lazy is made when it is written."""
+    return value if isinstance(value, LazyValue) else tensor_of(value)
 
 
 class SafetensorsModelLocator(ModelLocator):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from nvflare.apis.controller_spec import TaskCompletionStatus
 from nvflare.apis.dxo import MetaKey
 from nvflare.apis.fl_constant import ReturnCode
@@ -24,6 +25,7 @@ from nvflare_llm_components.flare.messages import run_dir_of
 from nvflare_llm_components.flare.peers import inside_only, peer_name_of
 from nvflare_llm_components.flare.results import weights_of
 from nvflare_llm_components.flare.waiting import close_room, open_room
+from nvflare_llm_components.tensors.lazy import Deferred
 from nvflare_llm_components.tensors.text import printable
 
 FINAL_FILE = "final_evaluation.json"
@@ -152,6 +154,8 @@ class QuorumFedAvg(FedAvg):
     ) -> None:
         """Give a round's model to its sites; see FLARE's ModelController."""
         self._sites, self._failures, self._enough_since = sorted(targets or []), {}, None
+        if isinstance(self.aggregator, CollectingAggregator) and self._saves_lazy_values and data:
+            self.aggregator.lazy_shapes = {name: value.shape for name, value in data.params.items()}
         super().send_model(task_name, data, targets, min_responses, timeout, callback)
 
     def get_num_standing_tasks(self) -> int:
@@ -164,6 +168,21 @@ class QuorumFedAvg(FedAvg):
             self._end_job()
             return 1  # FedAvg leaves when FLARE has set the abort signal: too little must not be averaged
         return num_standing
+
+    def update_model(self, model: FLModel, aggr_result: FLModel) -> FLModel:
+        """Put a round's average, or the sum of model and change, in the model's place; see FLARE's FedAvg."""
+        if aggr_result.params_type == ParamsType.DIFF:
+            changes = aggr_result.params.items()
+            sums = {name: _sum(model.params[name], change) for name, change in changes}
+            aggr_result.params = {**model.params, **sums}
+            aggr_result.params_type = ParamsType.FULL
+        updated: FLModel = super().update_model(model, aggr_result)
+        return updated
+
+    @property
+    def _saves_lazy_values(self) -> bool:
+        """Whether each average is made as it is saved: not where `stop_cond` may leave one unsaved."""
+        return getattr(self.persistor, "saves_lazy_values", False) and self.stop_condition is None
 
     def _aggregate_one_result(self, result: FLModel) -> bool:
         try:
@@ -213,6 +232,13 @@ class QuorumFedAvg(FedAvg):
             f"Round {self.current_round}: results from {self._received_count} of {len(self._sites)} sites."
             f"{reasons}"
         )
+
+
+def _sum(origin: torch.Tensor, change: torch.Tensor | Deferred) -> torch.Tensor | Deferred:
+    if not isinstance(change, Deferred):
+        return origin + change
+    dtype = torch.promote_types(origin.dtype, change.dtype)
+    return Deferred(lambda: origin + change.materialize(), change.shape, dtype)
 
 
 class FinalEvaluation(ModelController):

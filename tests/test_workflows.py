@@ -21,6 +21,7 @@ from nvflare_llm_components.flare.headers import ERROR_HEADER
 from nvflare_llm_components.persistors import SafetensorsModelPersistor
 from nvflare_llm_components.workflows import FINAL_FILE, FinalEvaluation, QuorumFedAvg
 from tests.federation import Federation
+from tests.sites import JOB_ID
 from tests.tasks import weights_of
 from tests.tiny import save_tiny_model
 
@@ -74,6 +75,56 @@ def test_a_failing_site_costs_its_round_and_no_other(started, model):
     server.end()
     assert server.panic is None
     assert saved(server) == {2.0}
+
+
+@pytest.mark.parametrize("kind", [DataKind.WEIGHTS, DataKind.WEIGHT_DIFF])
+def test_each_average_is_made_once_as_it_is_saved(kind, model, tmp_path, monkeypatch):
+    """Nothing the size of the model lies in memory: neither the averages, nor their sums with the model."""
+    combined = []
+    average = OrderedAverage._combined
+
+    def counted(self: OrderedAverage, name: str, *rest: object) -> torch.Tensor:
+        assert (tmp_path / "server" / JOB_ID / "global_model").is_dir(), "made before it is saved"
+        combined.append(name)
+        return average(self, name, *rest)
+
+    monkeypatch.setattr(OrderedAverage, "_combined", counted)
+    persistor = SafetensorsModelPersistor(model_name_or_path=str(model), results={"data_kind": kind})
+    workflow = QuorumFedAvg(num_clients=3, num_rounds=2, task_check_period=0.01)
+    server = Federation(tmp_path / "server", workflow, {"persistor": persistor}, sites=SITES).start()
+    expected = {name: value.clone() for name, value in weights_of(model).items()}
+    for step in range(2):
+        for number, site in enumerate(SITES):
+            server.ask(site)
+            changes = {
+                name: torch.full_like(value, 2.0 ** (step + number)) for name, value in expected.items()
+            }
+            if kind == DataKind.WEIGHTS:
+                changes = {name: value + changes[name] for name, value in expected.items()}
+            meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: 2 if number else 4}
+            server.answer(site, DXO(kind, changes, meta).to_shareable())
+        if kind == DataKind.WEIGHT_DIFF:
+            expected = {name: value + 2.0 ** (step + 1) for name, value in expected.items()}
+        else:
+            expected = {
+                name: sum(share * (value + 2.0 ** (step + n)) for n, share in enumerate((0.5, 0.25, 0.25)))
+                for name, value in expected.items()
+            }
+    server.end()
+    assert server.panic is None
+    assert sorted(combined) == sorted(2 * list(expected))
+    found = weights_of(server.run_dir / "global_model" / "last")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_rule_that_may_leave_an_average_unsaved_makes_it_at_once(model, started):
+    server = started(stop_cond="eval_loss < 0")
+    for number, site in enumerate(SITES):
+        server.ask(site)
+        server.answer(site, result(model, float(number)))
+    server.end()
+    assert server.panic is None
+    assert not server.workflow.aggregator.lazy_shapes
 
 
 def test_error_replies_do_not_count_as_results(started, model):

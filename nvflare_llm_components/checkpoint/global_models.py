@@ -14,8 +14,8 @@ from nvflare_llm_components.checkpoint.key_metric import KeyMetric, means_of
 from nvflare_llm_components.checkpoint.manifest import read_manifest, verify_files, write_manifest
 from nvflare_llm_components.checkpoint.mapped import share_on_deepcopy
 from nvflare_llm_components.checkpoint.model_folder import link_model_folder, save_model_folder
-from nvflare_llm_components.checkpoint.provenance import chain_after, update_norm
-from nvflare_llm_components.checkpoint.validate import validate
+from nvflare_llm_components.checkpoint.provenance import chain_after
+from nvflare_llm_components.checkpoint.validate import Inspection, Tensors, validate
 from nvflare_llm_components.checkpoint.weight_files import map_weights
 from nvflare_llm_components.tensors.atomic import recover_folder
 from nvflare_llm_components.tensors.errors import CheckpointError
@@ -67,13 +67,12 @@ class GlobalModels:
         self._handed_out: dict[str, torch.Tensor] = {}
         self._base = _begun(initial.base)
 
-    def save_last(
-        self, weights: dict[str, torch.Tensor], record: Mapping[str, Any]
-    ) -> dict[str, torch.Tensor]:
+    def save_last(self, weights: Tensors, record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Save a round's model, and return equal tensors that lie in its files.
 
         Args:
-            weights: tensors by checkpoint name; a tied weight may stand under its other names too.
+            weights: tensors by checkpoint name, lazy ones made once, as each is written; a tied weight may
+                stand under its other names too.
             record: round, job_id, metrics, parents.
 
         Raises:
@@ -82,21 +81,22 @@ class GlobalModels:
         """
         weights = normalised(weights, self._shapes, self._aliases)
         validate(weights, self._shapes, _title(record))
-        record = {**record, **self._chain(weights)}
+        inspection = Inspection(self._handed_out or self._initial.weights, _title(record))
+        record = {**record, **self._chain()}
         whole = {**self._frozen, **weights}
         exact = all(stored_dtype(value, self._dtype) == value.dtype for value in whole.values())
+        master = LAST if exact else MASTER
+        self._write(master, weights, record, None, inspection)
+        saved = self._trained(map_weights(self.root / master))
         if not exact:
-            self._write(MASTER, weights, record, None)
-        self._write(LAST, weights, record, self._dtype)
+            self._write(LAST, saved, {**record, "update_norm": inspection.update_norm()}, self._dtype)
         if self._every and (record["round"] + 1) % self._every == 0:
             link_model_folder(self.root / LAST, self.root / f"round_{record['round']}", {})
-        self._handed_out = self._trained(map_weights(self.root / (LAST if exact else MASTER)))
+        self._handed_out = saved
         share_on_deepcopy(self._handed_out)
         return dict(self._handed_out)
 
-    def save_best(
-        self, weights: dict[str, torch.Tensor], record: Mapping[str, Any], key: KeyMetric | None = None
-    ) -> bool:
+    def save_best(self, weights: Tensors, record: Mapping[str, Any], key: KeyMetric | None = None) -> bool:
         """Save a model as the best so far, by a link to `last` where it is that one.
 
         Args:
@@ -166,11 +166,10 @@ class GlobalModels:
             self._handed_out = dict(weights)  # `best` can be a link to it
         return weights
 
-    def _chain(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Return what the record says of the models before this one, and of the step from there."""
+    def _chain(self) -> dict[str, Any]:
+        """Return what the record says of the models before this one."""
         before = earlier_model(self.root)
-        chain = chain_after(read_manifest(before) if before else {}, self._base.result)
-        return {**chain, "update_norm": update_norm(weights, self._handed_out or self._initial.weights)}
+        return chain_after(read_manifest(before) if before else {}, self._base.result)
 
     def _trained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: value for name, value in weights.items() if name not in self._frozen}
@@ -183,16 +182,20 @@ class GlobalModels:
     def _write(
         self,
         name: str,
-        weights: dict[str, torch.Tensor],
+        weights: Tensors,
         record: Mapping[str, Any],
         dtype: torch.dtype | None,
+        inspection: Inspection | None = None,
     ) -> None:
         folder = self.root / name
         weights = {**self._frozen, **weights}
         try:
-            save_model_folder(folder, weights, self._companions, record, self._max_shard_size, dtype)
+            companions, shard = self._companions, self._max_shard_size
+            save_model_folder(folder, weights, companions, record, shard, dtype, inspection)
         except OSError as error:
-            size = sum(value.numel() * stored_dtype(value, dtype).itemsize for value in weights.values())
+            size = sum(
+                value.shape.numel() * stored_dtype(value, dtype).itemsize for value in weights.values()
+            )
             raise CheckpointError(
                 f"{_title(record)} could not be saved as {folder}: {error}. It takes {_mb(size)}, and "
                 f"{_mb(shutil.disk_usage(self.root).free)} are free. The models saved before it are whole: "

@@ -11,6 +11,7 @@ import torch
 from nvflare_llm_components.checkpoint.manifest import MANIFEST_FILE, read_manifest, sha256, write_manifest
 from nvflare_llm_components.checkpoint.model_card import CARD_FILE, model_card
 from nvflare_llm_components.checkpoint.provenance import digest_of
+from nvflare_llm_components.checkpoint.validate import Inspection, Tensors
 from nvflare_llm_components.checkpoint.weight_files import ADAPTER_CONFIG, write_weights
 from nvflare_llm_components.tensors.atomic import replace_folder
 from nvflare_llm_components.tensors.links import link_or_copy
@@ -21,11 +22,12 @@ PACKAGES = ("nvflare-llm-components", "nvflare", "torch", "transformers", "peft"
 
 def save_model_folder(
     target: Path,
-    weights: Mapping[str, torch.Tensor],
+    weights: Tensors,
     companions: Mapping[str, bytes],
     record: Mapping[str, Any],
     max_shard_size: int | str = "5GB",
     dtype: torch.dtype | None = None,
+    inspection: Inspection | None = None,
 ) -> None:
     """Put a complete model folder in the place of `target`, or leave that as it was.
 
@@ -36,16 +38,22 @@ def save_model_folder(
         record: what federation.json says of the model's origin: round, job_id, metrics, parents.
         max_shard_size: bytes, or a string such as "5GB".
         dtype: what floating-point tensors are converted to; None keeps theirs.
+        inspection: sees each tensor as it is written; what it finds is in the record.
+
+    Raises:
+        CheckpointError: if the inspection finds a tensor that is not finite.
     """
+    see = inspection.see if inspection else lambda name, value: None
     stored = sorted({str(stored_dtype(value, dtype)).removeprefix("torch.") for value in weights.values()})
 
     def write(folder: Path) -> None:
         digests = _write_companions(folder, companions, stored)
-        digests.update(write_weights(folder, weights, max_shard_size, dtype))
-        (folder / CARD_FILE).write_text(model_card(record, _adapter_of(folder)), encoding="utf-8")
+        digests.update(write_weights(folder, weights, max_shard_size, dtype, see))
+        told = {**record, "update_norm": inspection.update_norm()} if inspection else record
+        (folder / CARD_FILE).write_text(model_card(told, _adapter_of(folder)), encoding="utf-8")
         digests[CARD_FILE] = sha256(folder / CARD_FILE)
         origin = {"precision": "+".join(stored), "packages": _packages(), "sha256": digests}
-        write_manifest(folder, {**record, **origin, "weights_sha256": digest_of(digests)})
+        write_manifest(folder, {**told, **origin, "weights_sha256": digest_of(digests)})
 
     replace_folder(target, write)
 

@@ -1,16 +1,12 @@
 """Where a model comes from: its base, and each round since, in one record that a person can read."""
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nvflare_llm_components.checkpoint.manifest import read_manifest, sha256
-from nvflare_llm_components.tensors.norm import distance
 
 _SNAPSHOT = re.compile(r".*/snapshots/([0-9a-f]{40})")
 _OF_A_ROUND = ("round", "job_id", "update_norm", "weights_sha256", "precision", "round_log")
@@ -53,9 +49,3 @@ def chain_after(earlier: Mapping[str, Any], base: Callable[[], Mapping[str, Any]
         rounds.append({key: earlier[key] for key in _OF_A_ROUND if key in earlier})
     jobs = list(dict.fromkeys(str(entry.get("job_id")) for entry in rounds))
     return {"base": earlier.get("base") or dict(base()), "rounds": rounds, "earlier_jobs": jobs}
-
-
-def update_norm(new: Mapping[str, torch.Tensor], old: Mapping[str, torch.Tensor]) -> float | None:
-    """Euclidean norm of what a round changed, in float64; None where it is not finite."""
-    norm = distance(new, old)
-    return norm if math.isfinite(norm) else None

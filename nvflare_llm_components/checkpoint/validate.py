@@ -1,14 +1,20 @@
 """What a state dict must be before it may replace a good one."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 
 from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tensors.lazy import LazyValue
+from nvflare_llm_components.tensors.norm import squared_distance
+
+Tensors = Mapping[str, torch.Tensor | LazyValue]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def validate(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raise unless a state dict is complete, of the right shapes, and finite.
+def validate(tensors: Tensors, shapes: Shapes, what: str) -> None:
+    """Raise unless a state dict is complete and of the right shapes; no value is made.
 
     Args:
         tensors: values by checkpoint name.
@@ -24,14 +30,45 @@ def validate(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int
             "see the errors above this one in the log."
         )
     complain(tensors, shapes, what)
-    counts = {name: count_nonfinite(value) for name, value in tensors.items()}
-    faults = [f"{name}: {count} of {tensors[name].numel()} values" for name, count in counts.items() if count]
-    if faults:
-        raise CheckpointError(
-            f"{what}: expected finite values, found NaN or Inf in {len(faults)} of {len(tensors)} tensors "
-            f"({', '.join(faults[:3])}{', ...' if len(faults) > 3 else ''}). "
-            "Lower the learning rate, or send in bf16 instead of fp16."
-        )
+
+
+class Inspection:
+    """Looks at each tensor of a model while it is in memory to be saved.
+
+    Args:
+        before: the model before it, by name; other tensors are not looked at.
+        what: what the error calls the model.
+    """
+
+    def __init__(self, before: Mapping[str, torch.Tensor], what: str) -> None:
+        self._before, self._what = before, what
+        self._squares: dict[str, float] = {}
+        self._faults: list[str] = []
+
+    def see(self, name: str, value: torch.Tensor) -> None:
+        """Count what is not finite in one tensor, and how far it has moved."""
+        if name not in self._before:
+            return
+        self._squares[name] = squared_distance(value, self._before[name])
+        # The sum of squares is finite only where all values are, and costs no second look at them.
+        if not math.isfinite(self._squares[name]) and (count := count_nonfinite(value)):
+            self._faults.append(f"{name}: {count} of {value.numel()} values")
+
+    def update_norm(self) -> float | None:
+        """Euclidean norm of all that has changed, in float64; None where it overflows.
+
+        Raises:
+            CheckpointError: naming the tensors that are not finite.
+        """
+        if self._faults:
+            raise CheckpointError(
+                f"{self._what}: expected finite values, found NaN or Inf in {len(self._faults)} of "
+                f"{len(self._squares)} tensors ({', '.join(self._faults[:3])}"
+                f"{', ...' if len(self._faults) > 3 else ''}). "
+                "Lower the learning rate, or send in bf16 instead of fp16."
+            )
+        norm = math.sqrt(sum(self._squares[name] for name in sorted(self._squares)))
+        return norm if math.isfinite(norm) else None
 
 
 def count_nonfinite(value: torch.Tensor) -> int:
@@ -45,7 +82,7 @@ def count_nonfinite(value: torch.Tensor) -> int:
     return int((~torch.isfinite(value)).sum())
 
 
-def complain(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+def complain(tensors: Tensors, shapes: Shapes, what: str) -> None:
     """Raise CheckpointError, naming up to three tensors, unless names and shapes are those expected."""
     missing = [name for name in shapes if name not in tensors]
     unknown = [name for name in tensors if name not in shapes]

@@ -1,13 +1,14 @@
 """A folder with weights in Hugging Face's layout: one safetensors file, or shards with an index."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
 from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.safetensors_file import map_tensor_file, stored_dtype, write_tensor_file
 
 MODEL_FILE = "model.safetensors"
@@ -39,7 +40,11 @@ def map_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def write_weights(
-    folder: Path, tensors: Mapping[str, torch.Tensor], max_shard_size: int | str, dtype: torch.dtype | None
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor | LazyValue],
+    max_shard_size: int | str,
+    dtype: torch.dtype | None,
+    see: Callable[[str, torch.Tensor], object] = lambda name, value: None,
 ) -> dict[str, str]:
     """Write tensors as one file, or as shards with an index where they don't fit into one.
 
@@ -48,19 +53,20 @@ def write_weights(
         tensors: values by checkpoint name.
         max_shard_size: bytes, or a string such as "5GB".
         dtype: what floating-point tensors are converted to; None keeps theirs.
+        see: called with each tensor before it is converted.
 
     Returns:
         SHA-256 by file name.
     """
     if is_adapter(folder):
-        return {ADAPTER_FILE: write_tensor_file(folder / ADAPTER_FILE, tensors, dtype)}
+        return {ADAPTER_FILE: write_tensor_file(folder / ADAPTER_FILE, tensors, dtype, see=see)}
     sizes = {
         name: torch.empty(value.shape, dtype=stored_dtype(value, dtype), device="meta")
         for name, value in tensors.items()
     }
     plan = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
     digests = {
-        file: write_tensor_file(folder / file, {name: tensors[name] for name in names}, dtype)
+        file: write_tensor_file(folder / file, {name: tensors[name] for name in names}, dtype, see=see)
         for file, names in plan.filename_to_tensors.items()
     }
     if plan.is_sharded:

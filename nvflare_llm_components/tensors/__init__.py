@@ -5,7 +5,7 @@
 - :mod:`.names`              what a model's tensors are called and how they are tied, from its configuration
 - :mod:`.trainable`          which of them train, by patterns
 - :mod:`.adapters`           what a kind of PEFT adapter needs, and what its tensors are called
-- :mod:`.norm`             how far two states of a model lie from each other
+- :mod:`.norm`               how far two states of a model lie from each other
 - :mod:`.safetensors_file`   one safetensors file: mapped for reading, streamed for writing
 - :mod:`.atomic`             a file or folder in its place, in one step and on disk
 - :mod:`.links`              second names of files, without a second copy

@@ -58,6 +58,33 @@ class LazyValue(ABC):
         return getattr(self.materialize(), name)
 
 
+class Deferred(LazyValue):
+    """A tensor that a function makes, of a shape and dtype that are known before.
+
+    Args:
+        make: makes it, anew at each call.
+        shape: of what it makes.
+        dtype: of what it makes.
+    """
+
+    def __init__(self, make: Callable[[], torch.Tensor], shape: Sequence[int], dtype: torch.dtype) -> None:
+        self._make, self._shape, self._dtype = make, torch.Size(shape), dtype
+
+    def materialize(self) -> torch.Tensor:
+        """See :class:`LazyValue`."""
+        return self._make()
+
+    @property
+    def shape(self) -> torch.Size:
+        """See :class:`LazyValue`."""
+        return self._shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See :class:`LazyValue`."""
+        return self._dtype
+
+
 def _operator(name: str) -> Callable[..., Any]:
     def operator(self: LazyValue, *others: Any) -> Any:
         return getattr(self.materialize(), name)(*_all_materialized(others))

@@ -21,10 +21,11 @@ def distance(new: Mapping[str, Any], old: Mapping[str, Any]) -> float:
     Returns:
         The norm: infinite or NaN where a value is.
     """
-    return math.sqrt(sum(_squares(tensor_of(new[name]), old.get(name)) for name in sorted(new)))
+    return math.sqrt(sum(squared_distance(tensor_of(new[name]), old.get(name)) for name in sorted(new)))
 
 
-def _squares(value: torch.Tensor, origin: Any) -> float:
+def squared_distance(value: torch.Tensor, origin: Any) -> float:
+    """The same of one tensor, squared; `origin` None is zero, and integers do not count."""
     if not value.is_floating_point():
         return 0.0
     before = value.new_zeros(()).expand(value.shape) if origin is None else tensor_of(origin)

@@ -4,14 +4,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from nvflare_llm_components.tensors.convert import tensor_of
 from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tensors.lazy import LazyValue
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -52,17 +55,19 @@ def map_tensor_file(path: Path) -> dict[str, torch.Tensor]:
 
 def write_tensor_file(
     path: Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor | LazyValue],
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    see: Callable[[str, torch.Tensor], object] = lambda name, value: None,
 ) -> str:
-    """Write tensors into a synced safetensors file, holding at most one converted tensor at a time.
+    """Write tensors into a synced safetensors file, one on its way to the disk while the next is made.
 
     Args:
         path: the file; it appears, or is replaced, in one step.
-        tensors: values by name.
+        tensors: values by name; a lazy one is made when it is written.
         dtype: what floating-point tensors are converted to; None keeps theirs.
         metadata: text by name, for the file's header.
+        see: called with each tensor before it is converted.
 
     Returns:
         The file's SHA-256 in hexadecimal.
@@ -77,14 +82,17 @@ def write_tensor_file(
     digest = hashlib.sha256()
     with TensorFileWriter(path, layout, {"format": "pt", **(metadata or {})}, digest.update) as writer:
         for name in names:
-            writer.write(name, tensors[name].detach().to(stored[name]))
+            value = tensor_of(tensors[name]).detach()
+            see(name, value)
+            writer.write(name, value.to(stored[name]))
+            del value  # not held beside the next one
         writer.commit()
     return digest.hexdigest()
 
 
-def stored_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
+def stored_dtype(tensor: torch.Tensor | LazyValue, dtype: torch.dtype | None) -> torch.dtype:
     """Return a tensor's dtype on disk when `dtype` is asked for: integers and bools keep theirs."""
-    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
 
 
 class TensorFileWriter:
@@ -94,7 +102,7 @@ class TensorFileWriter:
         path: where the file will be; its folder is made.
         layout: the tensors, in the order in which they will be written.
         metadata: text by name, for the header.
-        observe: called with each block of the file, beside its writing: both let go of the interpreter.
+        observe: called with each block of the file, in order, beside its writing.
 
     Raises:
         CheckpointError: if a tensor has a dtype that safetensors does not know.
@@ -112,7 +120,8 @@ class TensorFileWriter:
         self._pending = list(layout)
         header = self._header(self._metadata if metadata else {"label": " " * _LABEL_WIDTH})
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(2)
+        self._standing: list[Future[Any]] = []
         self._file = self._partial.open("wb")
         self._put(header)
 
@@ -127,7 +136,10 @@ class TensorFileWriter:
         self._partial.unlink(missing_ok=True)
 
     def write(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Append the next tensor; returns its bytes, uint8 of shape (num_bytes,)."""
+        """Append the next tensor; returns its bytes, uint8 of shape (num_bytes,).
+
+        They may be on their way after that: the tensor must not be changed before the next call.
+        """
         expected = self._pending.pop(0)
         assert (name, tensor.dtype) == (expected, self._layout[name][1]), "tensors come in the layout's order"
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -137,6 +149,7 @@ class TensorFileWriter:
     def commit(self, label: str | None = None) -> None:
         """Put the file in place, with a label of at most 32 characters where no metadata was given."""
         assert not self._pending, f"not written: {self._pending[:3]}"
+        self._settle()
         if label is not None:
             self._file.seek(0)
             self._file.write(self._header({"label": label.ljust(_LABEL_WIDTH)}))
@@ -145,9 +158,13 @@ class TensorFileWriter:
         self._partial.replace(self._path)
 
     def _put(self, block: bytes | memoryview) -> None:
-        observed = self._pool.submit(self._observe, block)
-        self._file.write(block)
-        observed.result()
+        self._settle()  # hashing and writing let go of the interpreter: the caller makes the next block
+        self._standing = [self._pool.submit(call, block) for call in (self._observe, self._file.write)]
+
+    def _settle(self) -> None:
+        standing, self._standing = self._standing, []
+        for future in standing:
+            future.result()
 
     def _header(self, metadata: Mapping[str, str]) -> bytes:
         return tensor_file_header(self._layout, metadata)

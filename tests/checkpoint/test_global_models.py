@@ -10,6 +10,7 @@ from nvflare_llm_components.checkpoint.key_metric import KeyMetric
 from nvflare_llm_components.checkpoint.manifest import read_manifest, verify_files
 from nvflare_llm_components.checkpoint.weight_files import map_weights
 from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tensors.lazy import Deferred
 
 START = InitialModel({"a": torch.zeros(3), "b": torch.zeros(2, 2)}, {"config.json": b"{}"})
 
@@ -39,6 +40,41 @@ def test_saving_returns_equal_tensors_that_a_deep_copy_shares(tmp_path: Path):
     saved = GlobalModels(tmp_path, START).save_last(mine, record(0))
     assert all(torch.equal(saved[name], value) and saved[name] is not value for name, value in mine.items())
     assert all(copy.deepcopy(saved)[name] is value for name, value in saved.items())
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_lazy_values_are_made_once_as_they_are_written(tmp_path: Path, dtype: str | None):
+    made: list[str] = []
+
+    def lazy(name: str, value: torch.Tensor) -> Deferred:
+        def make() -> torch.Tensor:
+            made.append(name)
+            return value
+
+        return Deferred(make, value.shape, value.dtype)
+
+    models = GlobalModels(tmp_path, START, save_dtype=dtype)
+    saved = models.save_last({name: lazy(name, value) for name, value in weights(0.1).items()}, record(0))
+    assert sorted(made) == ["a", "b"]
+    assert all(torch.equal(saved[name], value) for name, value in weights(0.1).items())
+    assert read_manifest(tmp_path / "last")["update_norm"] == pytest.approx(0.1 * 7**0.5)
+    verify_files(tmp_path / "last")
+
+
+def test_a_lazy_value_that_cannot_be_made_or_is_not_finite_leaves_the_last_model(tmp_path: Path):
+    models = GlobalModels(tmp_path, START)
+    models.save_last(weights(1), record(0))
+
+    def lost() -> torch.Tensor:
+        raise OSError("the site's file is gone")
+
+    for value, told in ((lost, "is gone"), (lambda: torch.full((2, 2), torch.nan), r"b: 4 of 4 values")):
+        broken = weights(2) | {"b": Deferred(value, (2, 2), torch.float32)}
+        with pytest.raises(CheckpointError, match=told):
+            models.save_last(broken, record(1))
+        assert value_of(tmp_path / "last") == 1
+        verify_files(tmp_path / "last")
+        assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
 def test_rounds_are_kept_as_links_to_the_same_files(tmp_path: Path):

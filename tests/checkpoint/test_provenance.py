@@ -3,14 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from nvflare_llm_components.checkpoint.global_models import GlobalModels
 from nvflare_llm_components.checkpoint.initial_model import InitialModel
 from nvflare_llm_components.checkpoint.manifest import read_manifest
-from nvflare_llm_components.checkpoint.provenance import base_of, chain_after, digest_of, update_norm
+from nvflare_llm_components.checkpoint.provenance import base_of, chain_after, digest_of
 
 START = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
 
@@ -96,16 +94,3 @@ def test_shards_in_any_order_have_one_hash():
     digests = {"b.safetensors": "2", "a.safetensors": "1", "config.json": "3"}
     assert digest_of(digests) == digest_of(dict(reversed(digests.items())))
     assert digest_of(digests) == digest_of({**digests, "config.json": "4"})
-
-
-@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20))
-def test_the_norm_is_that_of_the_whole_step(values: list[float]):
-    step = torch.tensor(values)
-    old = {"a": torch.ones(len(values)), "count": torch.tensor(3)}
-    new = {"a": old["a"] + step, "count": torch.tensor(4), "new": step}
-    expected = torch.cat([(new["a"] - old["a"]).double(), step.double()]).norm().item()
-    assert update_norm(new, old) == pytest.approx(expected, rel=1e-6, abs=1e-6)
-
-
-def test_a_norm_that_is_not_finite_is_none():
-    assert update_norm({"a": torch.tensor([torch.inf])}, {"a": torch.zeros(1)}) is None

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nvflare_llm_components.checkpoint.validate import validate
+from nvflare_llm_components.checkpoint.validate import Inspection, validate
 from nvflare_llm_components.tensors.errors import CheckpointError
 
 SHAPES = {"a": (2, 3), "b": (4,), "n": (1,)}
@@ -29,9 +31,29 @@ def test_missing_unknown_and_reshaped_tensors_are_named():
         validate(broken, SHAPES, "It")
 
 
+def inspected(new: dict[str, torch.Tensor], old: dict[str, torch.Tensor]) -> float | None:
+    inspection = Inspection(old, "It")
+    for name, value in new.items():
+        inspection.see(name, value)
+    return inspection.update_norm()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_values_are_counted_and_named(bad: float):
     broken = sound()
     broken["b"][1] = bad
     with pytest.raises(CheckpointError, match=r"NaN or Inf in 1 of 3 tensors \(b: 1 of 4 values\)"):
-        validate(broken, SHAPES, "It")
+        inspected(broken, sound())
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20))
+def test_the_norm_is_that_of_the_whole_step(values: list[float]):
+    step = torch.tensor(values)
+    old = {"a": torch.ones(len(values)), "b": torch.zeros(len(values)), "count": torch.tensor(3)}
+    new = {"a": old["a"] + step, "b": step, "count": torch.tensor(4), "frozen": torch.ones(9)}
+    expected = torch.cat([(new["a"] - old["a"]).double(), step.double()]).norm().item()
+    assert inspected(new, old) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_a_model_before_it_that_was_not_finite_has_no_distance_and_no_fault():
+    assert inspected({"a": torch.zeros(1)}, {"a": torch.tensor([torch.inf])}) is None

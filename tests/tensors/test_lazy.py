@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+import torch
+
+from nvflare_llm_components.tensors.lazy import Deferred
+
+
+def counted() -> tuple[Deferred, list[int]]:
+    made: list[int] = []
+
+    def make() -> torch.Tensor:
+        made.append(1)
+        return torch.ones(2, 3)
+
+    return Deferred(make, (2, 3), torch.float32), made
+
+
+def test_shape_and_dtype_are_known_before_it_is_made():
+    value, made = counted()
+    assert (value.shape, value.dtype, made) == ((2, 3), torch.float32, [])
+    assert value.shape.numel() == 6
+
+
+def test_whoever_takes_it_for_a_tensor_gets_one():
+    value, made = counted()
+    assert torch.equal(torch.zeros(2, 3) + value, torch.ones(2, 3))
+    assert np.asarray(value).sum() == 6
+    assert value.sum().item() == 6
+    assert len(made) == 3
+
+
+def test_it_cannot_be_changed_in_place():
+    with pytest.raises(AttributeError, match="add_"):
+        counted()[0].add_(1)
