@@ -33,6 +33,7 @@ from nvflare_llm_components.checkpoint.global_models import (
 )
 from nvflare_llm_components.checkpoint.initial_model import InitialModel, load_initial_model
 from nvflare_llm_components.checkpoint.key_metric import KeyMetric
+from nvflare_llm_components.checkpoint.manifest import read_manifest
 from nvflare_llm_components.checkpoint.mapped import share_on_deepcopy
 from nvflare_llm_components.flare.gate import ResultGate
 from nvflare_llm_components.flare.headers import is_server
@@ -198,10 +199,17 @@ class SafetensorsModelPersistor(ModelPersistor):
             release_result(fl_ctx)
 
     def get_model_inventory(self, fl_ctx: FLContext) -> dict[str, ModelDescriptor]:
-        """Return what can be had by `get_model`: source, then last and best where they were saved."""
-        found = {SOURCE: self._initial_model(fl_ctx).folder, **self._global_models(fl_ctx).folders()}
+        """Return what can be had by `get_model`: source, then last and best where they were saved.
+
+        A saved model's properties have its `round`.
+        """
+        saved = self._global_models(fl_ctx).folders()
+        props = {name: {"round": read_manifest(folder).get("round")} for name, folder in saved.items()}
+        found = {SOURCE: self._initial_model(fl_ctx).folder, **saved}
         return {
-            name: ModelDescriptor(name=name, location=str(folder), model_format=MODEL_FORMAT, props={})
+            name: ModelDescriptor(
+                name=name, location=str(folder), model_format=MODEL_FORMAT, props=props.get(name, {})
+            )
             for name, folder in found.items()
         }
 

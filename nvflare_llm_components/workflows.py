@@ -296,6 +296,7 @@ class FinalEvaluation(ModelController):
     def run(self) -> None:
         """Send the last model to all sites, and tell of what they find."""
         learnable = self.persistor.get("last", self.fl_ctx)
+        self._last_round = self._saved_round()
         self.fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, learnable, private=True, sticky=True)
         # Numbered as the next round: sites that hold the last one's model are sent the difference to it.
         model = FLModel(
@@ -320,6 +321,12 @@ class FinalEvaluation(ModelController):
             self._tell(losses)
         else:
             self.warning("The last model was not evaluated: no site reported its loss.")
+
+    def _saved_round(self) -> int:
+        """The last model's round, as it was saved: a job that goes on after its last round begins none."""
+        saved = self.persistor.get_model_inventory(self.fl_ctx).get("last")
+        number = (saved.props or {}).get("round") if saved else None
+        return self._last_round if number is None else int(number)
 
     def _tell(self, losses: dict[str, float]) -> None:
         weights = {site: self._weights.get(site, 1.0) for site in losses}

@@ -282,6 +282,28 @@ def test_where_no_site_can_evaluate_the_job_ends_well_all_the_same(trained, tmp_
     assert not (server.run_dir / FINAL_FILE).exists()
 
 
+def test_a_job_that_goes_on_after_its_last_round_tells_the_models_round(
+    started: Callable[..., Federation], tmp_path: Path, model: Path
+):
+    """The server was lost in what comes after the last round: the job that continues begins no round."""
+    before = started(start_round=3)
+    for site in SITES:
+        before.ask(site)
+    for site in SITES:
+        before.answer(site, result(model, 2.0))
+    before.end()
+    earlier = before.run_dir.rename(before.run_dir.with_name("earlier"))
+    persistor = SafetensorsModelPersistor(model_name_or_path=str(model), resume_from=str(earlier))
+    workflow = FinalEvaluation(task_check_period=0.01)
+    server = Federation(tmp_path / "server", workflow, {"persistor": persistor}, sites=SITES).start()
+    for site in SITES:
+        assert server.ask(site).get_header(AppConstants.CURRENT_ROUND) == 4
+        server.answer(site, DXO(DataKind.METRICS, {"eval_loss": 1.0}).to_shareable())
+    server.end()
+    assert json.loads((server.run_dir / FINAL_FILE).read_text())["round"] == 3
+    assert best_of(server)["round"] == 3
+
+
 def test_a_better_best_stays(trained, tmp_path, model):
     evaluated(trained, tmp_path, model, dict.fromkeys(SITES, 1.0))
     server = evaluated(trained, tmp_path, model, dict.fromkeys(SITES, 5.0))

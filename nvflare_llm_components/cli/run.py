@@ -50,6 +50,9 @@ def submit(
     kit: Annotated[Path, typer.Option(help="an administrator's startup kit: prod_00/admin@nvidia.com")],
     out: Annotated[Path, typer.Option(help="for the chain of jobs, and the result")] = Path("submitted"),
     study: Annotated[str, typer.Option(help="that the job belongs to")] = "default",
+    sites_s: Annotated[
+        float, typer.Option(min=0, help="seconds that its sites have to come back, before it is continued")
+    ] = 300,
 ) -> None:
     """Submit a job to a federation and stay with it: where the server is lost, it is continued."""
     from rich.console import Console
@@ -60,7 +63,7 @@ def submit(
     with one_sentence():
         deployment = Deployment(kit, study)
         try:
-            typer.echo(Launch(deployment, out.resolve(), Console()).to_the_end(job))
+            typer.echo(Launch(deployment, out.resolve(), Console(), sites_s=sites_s).to_the_end(job))
         finally:
             deployment.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nvflare.apis.fl_exception import FLCommunicationError
-from nvflare.apis.job_def import SERVER_SITE_NAME
+from nvflare.apis.job_def import SERVER_SITE_NAME, JobMetaKey
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
     AuthorizationError,
@@ -125,6 +125,25 @@ class Deployment:
         files = [f"{job_id}/{FOLDER}/{name}/{MANIFEST_FILE}" for name in names]
         found = [self._round_in(file) for file in files]
         return max((number for number in found if number is not None), default=None)
+
+    def sites(self, job_id: str) -> set[str]:
+        """The sites that a job was given to, as the server's store remembers it; empty before that.
+
+        Raises:
+            CommandError: the server knows no such job.
+            UnreachableError: it does not answer.
+        """
+        meta = self._ask(lambda session: session.get_job_meta(job_id))
+        told = (str(line).rpartition(": ") for line in meta.get(JobMetaKey.JOB_DEPLOY_DETAIL.value) or ())
+        return {name for name, _, outcome in told if outcome == "OK"} - {SERVER_SITE_NAME}
+
+    def connected(self) -> set[str]:
+        """The sites that are connected now.
+
+        Raises:
+            UnreachableError: the server does not answer.
+        """
+        return {str(client.name) for client in self._ask(lambda s: s.get_system_info()).client_info}
 
     def download(self, job_id: str, folder: Path) -> Path:
         """Fetch what a job that is over has left into a folder of its id; returns that one.

@@ -38,6 +38,8 @@ class Federation(Protocol):
     def state(self, job_id: str) -> JobState: ...  # noqa: D102
     def progress(self, job_id: str) -> dict[str, object]: ...  # noqa: D102
     def saved_round(self, job_id: str) -> int | None: ...  # noqa: D102
+    def sites(self, job_id: str) -> set[str]: ...  # noqa: D102
+    def connected(self) -> set[str]: ...  # noqa: D102
     def download(self, job_id: str, folder: Path) -> Path: ...  # noqa: D102
 
 
@@ -73,12 +75,14 @@ class Launch:
         out: folder for ``chain.json``, the jobs that continue it, and the result.
         console: where to tell of it.
         every_s: seconds between two looks.
+        sites_s: seconds that the sites of a job have to come back, before it is continued without them.
     """
 
     federation: Federation
     out: Path
     console: Console
     every_s: float = 5.0
+    sites_s: float = 300.0
     _is_away: bool = False
     _told: object = None
 
@@ -101,6 +105,7 @@ class Launch:
         while True:
             run = chain[-1]
             if not run.job_id:
+                self._wait_for_sites(chain[:-1])
                 self._submit(run, chain)
             run.ending = run.ending or self._ending(run)
             self._keep(chain)
@@ -125,6 +130,25 @@ class Launch:
     def _keep(self, chain: list[Run]) -> None:
         content = {"runs": [asdict(run) for run in chain]}
         replace_text(self.out / CHAIN_FILE, json.dumps(content, indent=2) + "\n")
+
+    def _wait_for_sites(self, earlier: list[Run]) -> None:
+        """Let the sites of the chain's jobs come back: FLARE begins a job with those that are there.
+
+        All jobs of it are asked: a site that was late for one of them belongs to the next.
+        """
+        wanted: set[str] = set()
+        for run in earlier:
+            wanted |= self._patiently(partial(self.federation.sites, run.job_id))
+        began, told = time.monotonic(), False
+        while wanted and (missing := wanted - self._patiently(self.federation.connected)):
+            names = ", ".join(sorted(missing))
+            if time.monotonic() - began >= self.sites_s:
+                self._say(f"Not back after {self.sites_s:g} s: {names}. The job is continued without.")
+                return
+            if not told:
+                self._say(f"Waits up to {self.sites_s:g} s until these sites are connected again: {names}")
+            told = True
+            time.sleep(self.every_s)
 
     def _submit(self, run: Run, chain: list[Run]) -> None:
         self._keep(chain)  # the token first: whatever comes between, it is not submitted twice

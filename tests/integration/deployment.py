@@ -104,11 +104,11 @@ def wait_for(ask: Callable[[], Any], seconds: float = TIMEOUT_S) -> Any:
     return answer
 
 
-def tell_cell(what: str, outcome: str, lost: str, seconds: float) -> None:
+def tell_cell(what: str, outcome: str, lost: str, seconds: float, **facts: Any) -> None:
     """Print a cell of the fault matrix, and hand it to ``benchmarks.faults`` where that one asks."""
-    print(f"\n{what}: {outcome}; {lost}; {seconds:.0f} s")
+    print(f"\n{what}: {outcome}; {lost}; {seconds:.0f} s", *(f"; {name} {facts[name]}" for name in facts))
     if file := os.environ.get("NVFLARE_LLM_CELLS"):
-        row = {"what": what, "outcome": outcome, "lost": lost, "seconds": round(seconds)}
+        row = {"what": what, "outcome": outcome, "lost": lost, "seconds": round(seconds), **facts}
         with Path(file).open("a") as lines:
             lines.write(json.dumps(row) + "\n")
 

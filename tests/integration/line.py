@@ -15,11 +15,15 @@ class Line:
     Args:
         target_port: where it leads, on this machine.
         bits_per_s: rate in each direction; None for no limit.
+
+    Attributes:
+        port: where it is entered.
+        num_bytes: that have passed in both directions.
+        num_bytes_back: of these, the ones that came from the target.
     """
 
     def __init__(self, target_port: int, bits_per_s: float | None = None) -> None:
-        self.port = 0
-        self.num_bytes = 0
+        self.port = self.num_bytes = self.num_bytes_back = 0
         self._target_port, self._bits_per_s = target_port, bits_per_s
         self._loop = asyncio.new_event_loop()
         self._is_whole = asyncio.Event()
@@ -35,6 +39,10 @@ class Line:
         self._server = asyncio.run_coroutine_threadsafe(started, self._loop).result()
         self.port = self._server.sockets[0].getsockname()[1]
         return self.port
+
+    def limit(self, bits_per_s: float | None) -> None:
+        """Another rate from now on."""
+        self._bits_per_s = bits_per_s
 
     def cut(self) -> None:
         """Nothing passes any more, and no end notices: a VPN that drops."""
@@ -69,13 +77,15 @@ class Line:
         there, back = await asyncio.open_connection("localhost", self._target_port, limit=CHUNK_BYTES)
         self._writers |= {writer, back}
         try:
-            await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+            await asyncio.gather(self._pass(reader, back), self._pass(there, writer, is_back=True))
         finally:
             writer.close()
             back.close()
             self._writers -= {writer, back}
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_back: bool = False
+    ) -> None:
         free_at = time.monotonic()
         with suppress(ConnectionError):
             while data := await reader.read(CHUNK_BYTES):
@@ -84,6 +94,7 @@ class Line:
                     free_at = max(free_at, time.monotonic() - BURST_S) + 8 * len(data) / self._bits_per_s
                     await asyncio.sleep(max(0.0, free_at - time.monotonic()))
                 self.num_bytes += len(data)
+                self.num_bytes_back += len(data) * is_back
                 writer.write(data)
                 await writer.drain()
         writer.close()

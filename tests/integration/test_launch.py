@@ -99,3 +99,31 @@ def test_a_job_goes_on_by_itself_after_its_server_was_killed(poc: Poc, tmp_path:
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     lost = "the round that was trained; same bits as undisturbed"
     tell_cell("server killed, in_training, `nvflare-llm submit`", "completed by itself", lost, seconds)
+
+
+def test_a_site_that_comes_back_late_is_in_the_job_that_continues(poc: Poc, tmp_path: Path):
+    """`min_clients` is 1 here: FLARE would begin without the other."""
+    copied = job(tmp_path / "job")
+    edit(copied / "meta.json", lambda meta: meta.update(min_clients=1))
+    out, began = tmp_path / "out", time.monotonic()
+    with submit(poc, copied, out) as launcher:
+        killed = taken(out)
+        wait_for(lambda: [r for r in records(poc.run_dir(SITES[0], killed), "train") if r["round"] == 1])
+        late = [psutil.Process(pid) for pid in poc.processes(f"/prod_00/{SITES[1]}", "python")]
+        for process in late:
+            process.suspend()
+        kill_server(poc)
+        printed = ""
+        assert launcher.stdout
+        while "until these sites are connected again" not in printed:
+            printed += launcher.stdout.readline()
+        time.sleep(20)
+        for process in late:
+            process.resume()
+        output, _ = launcher.communicate(timeout=SECONDS)
+    assert launcher.returncode == 0, printed + output
+    rounds = (out / taken(out) / "workspace/rounds.jsonl").read_text().splitlines()
+    assert [sorted(json.loads(line)["sites"]) for line in rounds] == [SITES] * (NUM_ROUNDS - 1)
+    lost = "the round that was trained; both sites are in the job that continues"
+    what = "server killed, a site back late, `nvflare-llm submit`"
+    tell_cell(what, "completed by itself", lost, time.monotonic() - began)

@@ -43,7 +43,17 @@ def test_what_goes_in_comes_out_at_the_lines_rate(echo: int):
     began = time.monotonic()
     assert exchange(line) == bytes(NUM_BYTES)
     assert time.monotonic() - began > 0.4  # a burst of half a second is free
-    assert line.num_bytes == 2 * NUM_BYTES
+    assert (line.num_bytes, line.num_bytes_back) == (2 * NUM_BYTES, NUM_BYTES)
+    line.close()
+
+
+def test_its_rate_can_change(echo: int):
+    line = Line(echo)
+    line.open()
+    line.limit(8 * NUM_BYTES)
+    began = time.monotonic()
+    assert exchange(line) == bytes(NUM_BYTES)
+    assert time.monotonic() - began > 0.4
     line.close()
 
 

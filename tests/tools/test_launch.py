@@ -32,13 +32,25 @@ class Federation:
         self.jobs: list[Path] = []
         self.tokens: list[str] = []
         self.num_unanswered = 0
+        self.members = {"site-1", "site-2"}
+        self.away: list[set[str]] = []  # look by look
+        self.there_when_submitted: list[set[str]] = []
 
     def submit(self, job: Path, token: str) -> str:
         self.answer()
         if token not in self.tokens:
             self.jobs.append(job)
             self.tokens.append(token)
+            self.there_when_submitted.append(self.members - (self.away[0] if self.away else set()))
         return self.name(self.tokens.index(token) + 1)
+
+    def sites(self, job_id: str) -> set[str]:
+        self.answer()
+        return self.members
+
+    def connected(self) -> set[str]:
+        self.answer()
+        return self.members - (self.away.pop(0) if self.away else set())
 
     def name(self, number: int) -> str:
         return NAME.format(number)
@@ -133,6 +145,25 @@ def test_a_job_whose_server_was_restarted_goes_on_in_place(start: Start, tmp_pat
         (state,) = [c["args"] for c in side["components"] if c["id"] == "earlier_run_state"]
         assert state == {"job_ids": [NAME.format(2), NAME.format(1)]}
     assert json.loads((federation.jobs[2] / "meta.json").read_text())["name"] == "sft_resumed"
+
+
+def test_sites_that_are_late_after_a_restart_are_waited_for(start: Start, told: io.StringIO, tmp_path: Path):
+    federation = Federation(("lost", 0), (DONE, 2))
+    launch = start(federation)
+    federation.away = [{"site-1", "site-2"}, {"site-2"}, {"site-2"}]
+    launch.to_the_end(JOBS / "sft")
+    assert federation.there_when_submitted[1:] == [{"site-1", "site-2"}]
+    assert told.getvalue().count("connected again: site-1, site-2") == 1
+
+
+def test_a_site_that_does_not_come_back_is_waited_for_so_long_only(start: Start, told: io.StringIO):
+    federation = Federation(("lost", 0), (DONE, 2))
+    launch = start(federation)
+    launch.sites_s = 0.02
+    federation.away = [{"site-2"}] * 1_000_000
+    launch.to_the_end(JOBS / "sft")
+    assert federation.there_when_submitted[1:] == [{"site-1"}]
+    assert "Not back after 0.02 s: site-2. The job is continued without." in told.getvalue()
 
 
 def test_a_job_that_had_saved_nothing_begins_again(start: Start, tmp_path: Path):
