@@ -1,6 +1,6 @@
 """The fault matrix in deployed federations: what happened, what was lost, how long it took, as a record.
 
-Usage: ``python -m benchmarks.faults [pytest's options, such as -k hangs]``. About an hour for all of it.
+Usage: ``python -m benchmarks.faults [pytest's options, such as -k hangs]``. About two hours for all of it.
 """
 
 import json
@@ -12,7 +12,9 @@ from pathlib import Path
 
 from benchmarks.record import record
 
-TESTS = [f"tests/integration/test_{name}.py" for name in ("faults", "launch")]
+TESTS = [
+    f"tests/integration/test_{name}.py" for name in ("faults", "full_disks", "cuts", "long_job", "launch")
+]
 
 
 def main() -> int:

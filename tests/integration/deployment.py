@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.integration.disk import small_disk
 from tests.integration.line import Line
 
 TIMEOUT_S = 180
@@ -35,10 +36,11 @@ class Poc:
     variables: dict[str, str]
     lines: dict[str, Line] = field(default_factory=dict)
 
-    def cli(self, *words: str, module: str = "nvflare.cli") -> str:
+    def cli(self, *words: str, module: str = "nvflare.cli", variables: dict[str, str] | None = None) -> str:
         command = [sys.executable, "-m", module, *words]
+        env = self.variables | (variables or {})
         done = subprocess.run(
-            command, env=self.variables, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -119,8 +121,17 @@ def deployed(
     sites: Sequence[str],
     variables: dict[str, str],
     rates: dict[str, float | None] | None = None,
+    disks: dict[str, int] | None = None,
 ) -> Iterator[Poc]:
-    """A server and sites, up; those in `rates` reach the server over a line of so many bits a second."""
+    """A server and sites, up.
+
+    Args:
+        folder: for all of it.
+        sites: their names.
+        variables: environment of everybody.
+        rates: sites that reach the server over a line of so many bits a second.
+        disks: the server or sites whose kits, run directories included, have a disk of so many megabytes.
+    """
     port = free_port()
     lines = {site: Line(port, rate) for site, rate in (rates or {}).items()}
     for line in lines.values():
@@ -133,13 +144,14 @@ def deployed(
     (folder / "project.yml").write_text(project(sites, port, lines))
     poc.cli("poc", "prepare", "-i", str(folder / "project.yml"))
     poc.cli("allow", str(poc.folder), module="nvflare_llm_components.cli")
-    try:
+    with ExitStack() as ends:
+        for line in lines.values():
+            ends.callback(line.close)
+        for name, megabytes in (disks or {}).items():
+            ends.enter_context(small_disk(poc.kit(name), megabytes))
+        ends.callback(poc.stop)
         poc.cli("poc", "start")
         yield poc
-    finally:
-        poc.stop()
-        for line in lines.values():
-            line.close()
 
 
 def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:

@@ -4,9 +4,11 @@ Each test is a cell of the fault matrix and prints what happened, what was lost 
 """
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,14 @@ import psutil
 import pytest
 
 from nvflare_llm_components.tools.resume import resume_job
+from tests.integration import cells
+from tests.integration.cells import QUICK_ENDS, SITES, VICTIM, in_training, quorum_job, rounds_of
 from tests.integration.deployment import Poc, deployed, records, tell_cell, wait_for
-from tests.integration.simulator import copy_job, variables_of
+from tests.integration.simulator import variables_of
 from tests.tiny import write_site_data
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-SITES = ["site-1", "site-2", "site-3"]
-VICTIM = SITES[0]
 ROUNDS = 3
-ROUND_LOG = "nvflare_llm_components.widgets.RoundLog"
 GRACE_S = 20
 
 
@@ -30,27 +31,12 @@ GRACE_S = 20
 def poc(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Poc]:
     folder = tmp_path_factory.mktemp("field")
     data = write_site_data(folder / "data", SITES, num_rows=200)
-    # FLARE's server waits 15 minutes for a site that does not say how its process has ended.
-    waits = {"NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "20"}
-    with deployed(folder, SITES, variables_of(model, data) | waits, {VICTIM: None}) as poc:
+    with deployed(folder, SITES, variables_of(model, data) | QUICK_ENDS, {VICTIM: None}) as poc:
         yield poc
 
 
 def job(folder: Path) -> Path:
-    def with_quorum(config: dict[str, Any]) -> None:
-        config["workflows"][0]["path"] = "nvflare_llm_components.workflows.QuorumFedAvg"
-        args = {"num_clients": len(SITES), "num_rounds": ROUNDS, "quorum": 2, "grace_s": GRACE_S}
-        config["workflows"][0]["args"] = args
-        for workflow in config["workflows"][1:]:  # the evaluation at the end, which has no quorum
-            workflow["args"]["timeout_s"] = 3 * GRACE_S
-        others = [c for c in config["components"] if c["path"] != ROUND_LOG]
-        config["components"] = [*others, {"id": "rounds", "path": ROUND_LOG, "args": {}}]
-
-    return copy_job("sft_int8", folder / "job", server=with_quorum, client={"local_epochs": 2})
-
-
-def in_training(poc: Poc, job_id: str, number: int = 1) -> Callable[[], bool]:
-    return lambda: any(r["round"] == number for r in records(poc.run_dir(VICTIM, job_id), "train"))
+    return quorum_job(folder, rounds=ROUNDS, grace_s=GRACE_S, evaluation_s=3 * GRACE_S, local_epochs=2)
 
 
 def between_rounds(poc: Poc, job_id: str) -> Callable[[], bool]:
@@ -62,28 +48,7 @@ def stages() -> list[Any]:
     return [pytest.param(stage, id=stage.__name__) for stage in (in_training, between_rounds)]
 
 
-def rounds_of(download: Path) -> list[dict[str, Any]]:
-    lines = (download / "workspace/rounds.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def errors_of(download: Path) -> str:
-    lines = (download / "workspace/log.txt").read_text().splitlines()
-    return "\n".join(line[:400] for line in lines if " - ERROR - " in line)
-
-
-def finished(poc: Poc, job_id: str, folder: Path, began: float, what: str) -> list[dict[str, Any]]:
-    """The rounds of a job that has completed; prints its cell of the matrix."""
-    ending, download = poc.ending(job_id, seconds=400), poc.download(job_id, folder)
-    assert ending == "FINISHED:COMPLETED", errors_of(download)
-    rounds = rounds_of(download)
-    missing = {r["round"]: r["missing"] for r in rounds if r["missing"]}
-    lost = "; ".join(f"round {number + 1} without {', '.join(sites)}" for number, sites in missing.items())
-    outcome = f"completed, {len(rounds)} of {ROUNDS} rounds"
-    tell_cell(what, outcome, lost or "nothing lost", time.monotonic() - began)
-    assert [r["round"] for r in rounds] == list(range(ROUNDS))
-    assert all(len(r["sites"]) >= 2 for r in rounds)
-    return rounds
+finished = partial(cells.finished, num_rounds=ROUNDS)
 
 
 def test_nothing_happens(poc: Poc, tmp_path: Path):
@@ -139,6 +104,25 @@ def test_a_line_is_cut_and_mended(stage: Callable[..., Any], reset: bool, poc: P
     finished(poc, job_id, tmp_path, began, f"line cut for 30 s, reset={reset}, {stage.__name__}")
 
 
+@pytest.mark.parametrize("jump_s", [86400, -86400])
+def test_a_sites_clock_jumps(jump_s: int, poc: Poc, tmp_path: Path):
+    """By a day; the monotonic clock goes on as it does when a machine's time is set."""
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    poc.cli("poc", "stop", "-p", VICTIM)
+    poc.cli("poc", "start", "-p", VICTIM, variables=faked_clock(offset))
+    try:
+        began, job_id = time.monotonic(), poc.submit(job(tmp_path))
+        wait_for(in_training(poc, job_id))
+        offset.write_text(f"{jump_s:+d}")
+        finished(poc, job_id, tmp_path, began, f"site's clock jumps by {jump_s:+d} s, in_training")
+        times = [r["time"] for r in records(poc.run_dir(VICTIM, job_id), "round")]
+        assert abs(times[-1] - times[0] - jump_s) < 3600, "the site saw the jump"
+    finally:
+        poc.cli("poc", "stop", "-p", VICTIM)
+        poc.cli("poc", "start", "-p", VICTIM)
+
+
 def test_the_server_is_killed_and_the_job_is_continued(poc: Poc, tmp_path: Path):
     began, job_id = time.monotonic(), poc.submit(job(tmp_path))
     wait_for(in_training(poc, job_id))
@@ -176,3 +160,18 @@ def submitted(poc: Poc, job: Path) -> str | None:
         return poc.submit(job)
     except AssertionError:  # the server is not up yet
         return None
+
+
+def faked_clock(offset: Path) -> dict[str, str]:
+    """Variables of processes whose clock is as far from the machine's as a file says (libfaketime)."""
+    named = os.environ.get("LIBFAKETIME")
+    found = [Path(named)] if named else Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+    library = next((str(path) for path in found if path.is_file()), None)
+    if library is None:
+        pytest.skip("needs libfaketime: apt install faketime, or its path in LIBFAKETIME")
+    return {
+        "LD_PRELOAD": library,
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
