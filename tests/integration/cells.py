@@ -41,9 +41,9 @@ def quorum_job(
     )
 
 
-def in_training(poc: Poc, job_id: str, number: int = 1) -> Callable[[], bool]:
-    """Whether the victim trains a round."""
-    return lambda: any(r["round"] == number for r in records(poc.run_dir(VICTIM, job_id), "train"))
+def in_training(poc: Poc, job_id: str, number: int = 1, site: str = VICTIM) -> Callable[[], bool]:
+    """Whether a site trains a round."""
+    return lambda: any(r["round"] == number for r in records(poc.run_dir(site, job_id), "train"))
 
 
 def rounds_in(run_dir: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ training among the sites whose results counted; from the first round's start to 
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +79,18 @@ def test_twenty_rounds_with_a_line_that_is_cut_for_six_minutes_in_the_seventh(po
 
 def test_goodput_with_one_site_that_fails_in_each_round(poc: Poc, tmp_path: Path):
     """The sites' lines are cut in turn, each until its round is averaged without it."""
-    began, num_rounds = time.monotonic(), 4
-    job = quorum_job(tmp_path, rounds=num_rounds, grace_s=3, local_epochs=None, local_steps=2000)
+    began, num_rounds = time.monotonic(), len(SITES)
+    job = quorum_job(tmp_path, rounds=num_rounds, grace_s=3, local_epochs=None, local_steps=1200)
     job_id = poc.submit(job)
+
+    def has_averaged(number: int) -> bool:
+        return len(rounds_in(poc.run_dir("server", job_id))) > number
+
     for number in range(num_rounds):
         site = SITES[number % len(SITES)]
-        trains = lambda: any(r["round"] == number for r in records(poc.run_dir(site, job_id), "train"))  # noqa: B023, E731
-        wait_for(trains, seconds=400)
+        wait_for(in_training(poc, job_id, number, site), seconds=600)
         poc.lines[site].cut()
-        wait_for(lambda: len(rounds_in(poc.run_dir("server", job_id))) > number, seconds=400)  # noqa: B023
+        wait_for(partial(has_averaged, number), seconds=600)
         poc.lines[site].mend()
     rounds = rounds_of(completed(poc, job_id, tmp_path, num_rounds))
     found = goodput(poc, job_id, rounds)
