@@ -19,7 +19,6 @@ from nvflare.app_common.abstract.model_locator import ModelLocator
 from nvflare.app_common.abstract.model_persistor import ModelPersistor
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
-from nvflare.app_common.ccwf.common import Constant as SwarmConstant
 from nvflare.app_common.model_desc import ModelDescriptor
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
@@ -39,8 +38,12 @@ from nvflare_llm_components.flare.gate import ResultGate
 from nvflare_llm_components.flare.headers import is_server
 from nvflare_llm_components.flare.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.flare.peers import inside_only
-from nvflare_llm_components.flare.results import metrics_of, release_result
-from nvflare_llm_components.flare.rounds import ROUND_RECORD
+from nvflare_llm_components.flare.results import (
+    evaluated_round,
+    record_of,
+    release_result,
+    validation_of,
+)
 from nvflare_llm_components.flare.site import (
     accepted_adapter,
     accepted_folder,
@@ -57,7 +60,6 @@ from nvflare_llm_components.tensors.lazy import LazyValue
 SOURCE = "source"
 ALIASES = {"FL_global_model.pt": LAST, "best_FL_global_model.pt": BEST}
 MODEL_FORMAT = "safetensors"
-SERVER_PREFIX = "SRV_"  # what FLARE's evaluations put before the name of a server's model
 
 
 class SafetensorsModelPersistor(ModelPersistor):
@@ -151,7 +153,7 @@ class SafetensorsModelPersistor(ModelPersistor):
             PolicyError: if less of the disk is free than must be.
         """
         weights = model[ModelLearnableKey.WEIGHTS]
-        record = self._record(fl_ctx, fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
+        record = record_of(fl_ctx, fl_ctx.get_prop(AppConstants.CURRENT_ROUND), self.model_name_or_path)
         models = self._global_models(fl_ctx)
         accepted_write(fl_ctx, models.root.parent)
         try:
@@ -184,7 +186,9 @@ class SafetensorsModelPersistor(ModelPersistor):
         elif event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
             self._save_best(fl_ctx)
         elif event_type == AppEventType.VALIDATION_RESULT_RECEIVED:
-            self._note_validation(fl_ctx)
+            if found := validation_of(fl_ctx):
+                model, site, metrics = found
+                self._evaluated.setdefault(model, {})[site] = metrics
         elif event_type == EventType.END_RUN and self._evaluated:
             verdict = self._global_models(fl_ctx).judge_last(self._evaluated)
             self.log_info(fl_ctx, verdict or f"Evaluated: {self._evaluated}")
@@ -270,34 +274,12 @@ class SafetensorsModelPersistor(ModelPersistor):
         """Save the model that the sites have just evaluated: the result of the round before this one."""
         evaluated = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
         info = fl_ctx.get_prop(AppConstants.METRICS_SELECTION_INFO) or {}
-        # Swarm shares the best model when all is done, and says in which round it was evaluated.
-        evaluated_in = fl_ctx.get_prop(SwarmConstant.ROUND, fl_ctx.get_prop(AppConstants.CURRENT_ROUND))
-        record = self._record(fl_ctx, evaluated_in - 1)
+        record = record_of(fl_ctx, evaluated_round(fl_ctx) - 1, self.model_name_or_path)
         record["metrics"] = dict(info.get("best_metrics", {}))
         key = KeyMetric.of(info) if record["metrics"] else None
         tensors = {name: tensor_of(value) for name, value in evaluated.items()}
         if self._global_models(fl_ctx).save_best(tensors, record, key):
             self.log_info(fl_ctx, f"Best global model: round {record['round']}, {record['metrics']}")
-
-    def _record(self, fl_ctx: FLContext, saved_round: int) -> dict[str, Any]:
-        stats = fl_ctx.get_prop(AppConstants.AGGREGATION_STATS) or {}
-        sites = sorted(stats.get("contributors", []))
-        record = {
-            "round": saved_round,
-            "job_id": fl_ctx.get_job_id(),
-            "metrics": {},
-            "parents": {"source": self.model_name_or_path, "sites": sites},
-        }
-        told = fl_ctx.get_prop(ROUND_RECORD)
-        return {**record, "round_log": told} if told and told["round"] == saved_round else record
-
-    def _note_validation(self, fl_ctx: FLContext) -> None:
-        """Remember a site's metrics of one of our models, for the verdict when the run ends."""
-        owner = str(fl_ctx.get_prop(AppConstants.MODEL_OWNER))
-        metrics = metrics_of(fl_ctx.get_prop(AppConstants.VALIDATION_RESULT))
-        if owner.startswith(SERVER_PREFIX) and metrics:
-            site = str(fl_ctx.get_prop(AppConstants.DATA_CLIENT))
-            self._evaluated.setdefault(owner.removeprefix(SERVER_PREFIX), {})[site] = metrics
 
     def _inspect_result(self, fl_ctx: FLContext) -> None:
         """Let the gate check a result, and log why it refused it, or why its site failed."""

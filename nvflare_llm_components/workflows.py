@@ -1,7 +1,6 @@
 """FLARE's FedAvg for federations whose sites fall away and come back, and the last model's evaluation."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from nvflare_llm_components.aggregators import CollectingAggregator, OrderedAver
 from nvflare_llm_components.flare.headers import error_of
 from nvflare_llm_components.flare.messages import run_dir_of
 from nvflare_llm_components.flare.peers import inside_only, peer_name_of
+from nvflare_llm_components.flare.quorum import Quorum
 from nvflare_llm_components.flare.results import weights_of
 from nvflare_llm_components.flare.waiting import close_room, open_room
 from nvflare_llm_components.tensors.lazy import Deferred
@@ -107,9 +107,7 @@ class QuorumFedAvg(FedAvg):
             raise ValueError(f"quorum: expected 1 to num_clients={num_clients}, found {quorum!r}.")
         if not 0 <= grace_s < float("inf"):
             raise ValueError(f"grace_s: expected seconds from 0 on, found {grace_s!r}.")
-        self._sites: list[str] = []
-        self._failures: dict[str, str] = {}
-        self._enough_since: float | None = None
+        self._quorum = Quorum([], self._least, grace_s)
         self._has_ended = False
 
     def run(self) -> None:
@@ -153,7 +151,7 @@ class QuorumFedAvg(FedAvg):
         callback: Callable[[FLModel], None] | None = None,
     ) -> None:
         """Give a round's model to its sites; see FLARE's ModelController."""
-        self._sites, self._failures, self._enough_since = sorted(targets or []), {}, None
+        self._quorum = Quorum(sorted(targets or []), self._least, self.grace_s)
         if isinstance(self.aggregator, CollectingAggregator) and self._saves_lazy_values and data:
             self.aggregator.lazy_shapes = {name: value.shape for name, value in data.params.items()}
         super().send_model(task_name, data, targets, min_responses, timeout, callback)
@@ -161,7 +159,7 @@ class QuorumFedAvg(FedAvg):
     def get_num_standing_tasks(self) -> int:
         """Number of tasks that are not over. FedAvg asks this while it waits: here a round is ended."""
         num_standing: int = super().get_num_standing_tasks()
-        if num_standing and self._is_over():
+        if num_standing and self._quorum.is_over(self._received_count):
             # Until FLARE has taken the task away, a result may still be on its way into the sum.
             self.cancel_all_tasks(TaskCompletionStatus.OK)
         if not num_standing and self._received_count < self._least:
@@ -194,15 +192,9 @@ class QuorumFedAvg(FedAvg):
 
     def _fail(self, site: str, reason: str) -> None:
         """Note why a site's result does not count, and end the job where too few are left."""
-        self._failures[site] = reason
-        if len(self._sites) - len(self._failures) < self._least:
+        self._quorum.failures[site] = reason
+        if self._quorum.is_out_of_reach:
             self._end_job()
-
-    def _is_over(self) -> bool:
-        if self._received_count < self._least:
-            return False
-        self._enough_since = self._enough_since or time.monotonic()
-        return time.monotonic() - self._enough_since >= self.grace_s
 
     def _accept_train_result(
         self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False
@@ -213,7 +205,7 @@ class QuorumFedAvg(FedAvg):
         return accepted
 
     def _get_aggregated_result(self) -> FLModel:
-        if self._received_count < len(self._sites):
+        if self._received_count < len(self._quorum.sites):
             self.warning(f"{self._found()} The round is averaged without the others.")
         aggregated: FLModel = super()._get_aggregated_result()
         return aggregated
@@ -227,11 +219,7 @@ class QuorumFedAvg(FedAvg):
             )
 
     def _found(self) -> str:
-        reasons = "".join(f" Site '{site}' failed: {why}." for site, why in sorted(self._failures.items()))
-        return (
-            f"Round {self.current_round}: results from {self._received_count} of {len(self._sites)} sites."
-            f"{reasons}"
-        )
+        return self._quorum.sentence(self.current_round, self._received_count)
 
 
 def _sum(origin: torch.Tensor, change: torch.Tensor | Deferred) -> torch.Tensor | Deferred:

@@ -196,9 +196,9 @@ def test_where_not_all_sites_train_the_log_says_so(model, tmp_path, caplog):
     server = Federation(tmp_path / "server", workflow, {"persistor": persistor}, sites=SITES)
     with caplog.at_level("WARNING"):
         server.start()
-        while not workflow._sites:
+        while not workflow._quorum.sites:
             time.sleep(0.01)
-        asked = workflow._sites
+        asked = workflow._quorum.sites
         for site in asked:
             server.ask(site)
             server.answer(site, result(model, 2.0))
@@ -454,9 +454,9 @@ def test_only_the_sites_that_were_drawn_are_asked_and_waited_for(model: Path, tm
     persistor = SafetensorsModelPersistor(model_name_or_path=str(model))
     workflow = QuorumFedAvg(num_clients=2, num_rounds=1, task_check_period=0.005)
     server = Federation(tmp_path, workflow, {"persistor": persistor}, sites=SITES).start()
-    while len(workflow._sites) < 2:
+    while len(workflow._quorum.sites) < 2:
         time.sleep(0.002)
-    for site, value in zip(workflow._sites, (1.0, 3.0), strict=True):
+    for site, value in zip(workflow._quorum.sites, (1.0, 3.0), strict=True):
         server.ask(site)
         server.answer(site, result(model, value))
     server.end()

@@ -10,6 +10,7 @@ Read in this order:
                      the last of them
 - :mod:`.results`    What a result and its context tell the persistor
 - :mod:`.rounds`     What the server knows of a round: a record for files and monitors, a sentence for people
+- :mod:`.quorum`     Whether a round has enough results, and whether it still can have them
 - :mod:`.site`       The site that runs this process: its policy, the places that a job may read, and its
                      audit log
 - :mod:`.gate`       The gate on the server: every site's result, of every workflow, before a controller sees
