@@ -22,7 +22,7 @@ from nvflare.fuel.utils import fobs
 from nvflare_llm_components.flare.headers import ERROR_HEADER
 from nvflare_llm_components.flare.memory import give_back
 from nvflare_llm_components.flare.peers import inside_only
-from nvflare_llm_components.flare.site import audit, places_of, policy_of, told, traceback_of
+from nvflare_llm_components.flare.site import audit, places_of, policy_of
 from nvflare_llm_components.flare.tasks import (
     BadRequestError,
     finite,
@@ -31,6 +31,7 @@ from nvflare_llm_components.flare.tasks import (
     is_simulator,
     round_of,
 )
+from nvflare_llm_components.flare.told import told, traceback_of
 from nvflare_llm_components.policy.job import AcceptedTraining, accept_training
 from nvflare_llm_components.policy.limits import check_free_disk, held_processes
 from nvflare_llm_components.policy.schema import PolicyError

@@ -24,8 +24,9 @@ from nvflare_llm_components.flare.messages import run_dir_of
 from nvflare_llm_components.flare.peers import inside_only, peer_name_of
 from nvflare_llm_components.flare.results import weights_of
 from nvflare_llm_components.flare.rounds import ROUND_RECORD, Round
-from nvflare_llm_components.flare.site import accepted_run, told
+from nvflare_llm_components.flare.site import accepted_run
 from nvflare_llm_components.flare.tasks import is_simulator
+from nvflare_llm_components.flare.told import told
 from nvflare_llm_components.policy.schema import PolicyError
 from nvflare_llm_components.quantization.ledger import wire_bytes_of_round
 from nvflare_llm_components.tensors.atomic import replace_folder

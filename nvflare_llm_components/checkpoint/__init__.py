@@ -4,7 +4,7 @@ Read in this order:
 
 - :mod:`.locate`          From what a job calls its model to a folder on disk
 - :mod:`.initial_model`   What a job starts from: a whole model, a fresh adapter, or an adapter made earlier
-- :mod:`.adapters`        The initial tensors of a PEFT adapter, made by PEFT from the base model's
+- :mod:`.initial_adapter` The initial tensors of a PEFT adapter, made by PEFT from the base model's
                           configuration where it can
 - :mod:`.mapped`          Tensors that a deep copy shares instead of duplicating
 - :mod:`.validate`        What a state dict must be before it may replace a good one

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nvflare_llm_components.checkpoint.adapters import initial_adapter
+from nvflare_llm_components.checkpoint.initial_adapter import initial_adapter
 from nvflare_llm_components.checkpoint.locate import locate
 from nvflare_llm_components.checkpoint.manifest import verify_files
 from nvflare_llm_components.checkpoint.provenance import base_of

@@ -29,7 +29,7 @@ Read in this order:
 - :mod:`.sizes`             What one message and one round will cost, from a model's config alone
 - :mod:`.timeouts`          Whether a message gets through in the time that a job gives it: arithmetic, before
                             anything is run
-- :mod:`.earlier_run`       Finds what an earlier run left, wherever it ran: its job, its models, its sites
+- :mod:`.find_run`          Finds what an earlier run left, wherever it ran: its job, its models, its sites
 - :mod:`.continued`         Edits a job's configuration so that it goes on from an earlier run
 - :mod:`.resume`            Turns what a dead or finished run left into a job that continues it
 - :mod:`.deployment`        A federation that is up, as an administrator's kit reaches it; it is connected to

@@ -7,7 +7,7 @@ from typing import Any
 
 from nvflare_llm_components.tools import continued
 from nvflare_llm_components.tools.continued import Config, Rounds
-from nvflare_llm_components.tools.earlier_run import META
+from nvflare_llm_components.tools.find_run import META
 from nvflare_llm_components.tools.resume import CARRIED, CLIENT_CONFIG, SERVER_CONFIG
 
 

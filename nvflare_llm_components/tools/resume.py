@@ -20,7 +20,7 @@ from nvflare_llm_components.tensors.links import link_tree, links_in
 from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.tools import continued
 from nvflare_llm_components.tools.continued import Config, Rounds
-from nvflare_llm_components.tools.earlier_run import (
+from nvflare_llm_components.tools.find_run import (
     META,
     EarlierRun,
     deployment,

@@ -1,10 +1,8 @@
-"""What a site accepts of a job, and what it tells of an error."""
+"""What a site accepts of a job."""
 
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from nvflare.apis.fl_constant import FLContextKey, ProcessType, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.workspace import Workspace
@@ -13,13 +11,9 @@ from nvflare_llm_components.flare.site import (
     accepted_run,
     accepted_start,
     policy_of,
-    told,
-    traceback_of,
-    without_values,
 )
 from nvflare_llm_components.policy.schema import PolicyError
 from nvflare_llm_components.policy.site import POLICY_FILE, SitePolicy
-from nvflare_llm_components.tensors.errors import ReportableError
 from tests.tiny import save_tiny_model
 
 
@@ -90,47 +84,3 @@ def test_a_job_brings_a_model_to_the_server_but_nowhere_what_only_the_kit_keeps(
         with pytest.raises(PolicyError, match="expected a run directory of this site's own workspace"):
             accepted_run(fl_ctx, "run_dir", str(brought), may_be_brought=may_be_brought)
         assert accepted_run(fl_ctx, "run_dir", str(kit / "old"), may_be_brought=may_be_brought)
-
-
-def raised(error: Exception) -> Exception:
-    try:
-        raise error
-    except Exception as caught:
-        return caught
-
-
-def test_a_library_s_error_is_told_by_its_type_alone(kit: Path):
-    assert "secret" not in told(context(kit), raised(KeyError("secret")))
-    assert told(context(kit), raised(ReportableError("a: b"))) == "ReportableError: a: b"
-
-
-def test_a_policy_that_cannot_be_read_tells_nothing(kit: Path):
-    (kit / "local" / POLICY_FILE).write_text("nonsense")
-    assert "a: b" not in told(context(kit), raised(ReportableError("a: b")))
-
-
-def test_no_line_of_the_log_can_be_forged():
-    cause = raised(KeyError("a\nERROR forged"))
-    error = ValueError("b\nERROR forged")
-    error.__cause__ = cause
-    assert not [line for line in traceback_of(raised(error)).splitlines() if line.startswith("ERROR")]
-
-
-@given(
-    secret=st.text(alphabet=st.characters(exclude_categories=["Cs", "Ll", "Lu"]), min_size=6, max_size=100),
-    cut=st.integers(12, 100),
-)
-def test_no_variable_of_a_site_is_told(secret: str, cut: int):
-    """Written as it is or as Python writes it, and cut anywhere."""
-    for written in (secret, repr(secret)[1:-1]):
-        found = without_values(f"expected a, found {written[:cut]}", {"SECRET": secret})
-        assert found.startswith("expected a, found {$SECRET}")
-        assert len(found) < len("expected a, found {$SECRET}") + 12  # of an escape that was cut
-
-
-def test_a_variable_may_hold_its_own_name():
-    assert without_values("SECRET_KEY, SECRET", {"SECRET": "SECRET_KEY"}) == "{$SECRET}, {$SECRET}"
-
-
-def test_a_variable_may_repeat_itself():
-    assert without_values("found abcdefabcdefXYZ.", {"A": "abcdefabcdefXYZ"}) == "found {$A}."

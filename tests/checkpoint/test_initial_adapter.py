@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel, get_peft_config, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from nvflare_llm_components.checkpoint.adapters import initial_adapter
+from nvflare_llm_components.checkpoint.initial_adapter import initial_adapter
 from nvflare_llm_components.checkpoint.model_folder import save_model_folder
 from nvflare_llm_components.tensors.errors import CheckpointError
 from tests.checkpoint.tiny_models import save_tiny_llama
