@@ -1,12 +1,15 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from nvflare_llm_components.cli import app
+from nvflare_llm_components.cli.app import PANELS
 
 JOB_CONFIGS = Path(__file__).parents[1] / "job_configs"
 
@@ -29,6 +32,12 @@ def test_prepare_says_what_it_wrote(run, dolly, tmp_path):
     assert result.exit_code == 0
     assert f"{tmp_path / 'out/training.jsonl'}: 16 rows" in result.output
     assert (tmp_path / "out/validation.jsonl").is_file()
+
+
+def test_prepare_without_a_set_says_what_to_type(run, dolly, tmp_path):
+    result = run("prepare", dolly, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.strip().endswith(f"nvflare-llm prepare own {dolly} --out {tmp_path / 'out'}")
 
 
 def test_partition_says_what_it_wrote(run, dolly, tmp_path):
@@ -65,21 +74,12 @@ def test_choices_can_be_written_edited_and_read_again(run, tmp_path):
     assert "7 rounds" in run("job", tmp_path / "a.toml", "--out", tmp_path / "job").output
 
 
-def test_every_verb_is_listed(run):
-    output = run("--help").output
-    for verb in (
-        "prepare",
-        "partition",
-        "allow",
-        "job",
-        "demo",
-        "baseline",
-        "plot",
-        "sizes",
-        "traffic",
-        "resume",
-    ):
-        assert f" {verb} " in output
+def test_the_help_lists_every_command_once_in_the_order_of_use(run):
+    group = typer.main.get_command(app)
+    listed = [name for names in PANELS.values() for name in names]
+    assert sorted(listed) == sorted(group.commands)
+    shown = re.findall(r"^│ ([a-z]+) ", run("--help").output, re.M)
+    assert shown == listed
 
 
 def test_plot_says_which_runs_it_drew(run, tmp_path):

@@ -1,17 +1,44 @@
 """The Typer application, and what its commands share."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from nvflare_llm_components import __version__
 from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.tools.environment import recommend
 from nvflare_llm_components.tools.shell import CommandError
 
+PANELS = {
+    "See it work": ("demo", "sizes"),
+    "A job of one's own": ("prepare", "partition", "job", "check", "run", "watch"),
+    "What came of it": ("plot", "report", "traffic", "generate", "evaluate", "merge", "baseline", "resume"),
+    "In a federation": ("allow", "policy", "submit"),
+}
+"""What the help shows, in the order in which one needs it."""
+
+
+class _ByUse(TyperGroup):
+    """Commands in the order and the panels of :data:`PANELS`; Any, since Typer has click inside or beside."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        named = [name for names in PANELS.values() for name in names]
+        return [*named, *(name for name in super().list_commands(ctx) if name not in named)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command: Any = super().get_command(ctx, cmd_name)
+        if command is not None:
+            panel = next((title for title, names in PANELS.items() if cmd_name in names), None)
+            command.rich_help_panel = panel
+        return command
+
+
 app = typer.Typer(
+    cls=_ByUse,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,6 +58,7 @@ def main(
     ] = False,
 ) -> None:
     """Federated fine-tuning of large language models on NVIDIA FLARE, by JSON jobs alone."""
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other's developers
     recommend()
 
 

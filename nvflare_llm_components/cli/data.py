@@ -1,5 +1,6 @@
 """Commands that make rows for sites."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,10 @@ from nvflare_llm_components.cli.app import Seed, app, one_sentence
 @app.command()
 def prepare(
     name: Annotated[str, typer.Argument(help="dolly, alpaca or oasst1; own for files of your own")],
-    raw: Annotated[list[Path], typer.Argument(help="files: .jsonl, .json or .parquet")],
+    raw: Annotated[
+        list[Path] | None, typer.Argument(help="files: .jsonl, .json, .csv or .parquet", show_default=False)
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option(help="folder for training, validation and testing.jsonl")],
     seed: Seed = 0,
     validation_fraction: Annotated[float, typer.Option(help="share of rows held out for validation")] = 0.1,
@@ -32,9 +36,15 @@ def prepare(
     from nvflare_llm_components.data.prepare import prepare as run
 
     with one_sentence():
+        if Path(name).is_file():
+            files = shlex.join([name, *map(str, raw or [])])
+            raise ValueError(
+                "Data set: expected dolly, alpaca, oasst1 or own, and then files. Found a file first. Type: "
+                f"nvflare-llm prepare own {files} --out {shlex.quote(str(out))}"
+            )
         prepared = run(
             name,
-            raw,
+            raw or [],
             out,
             seed=seed,
             validation_fraction=validation_fraction,

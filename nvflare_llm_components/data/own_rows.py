@@ -31,7 +31,7 @@ def own_rows(files: Sequence[Path], columns: Columns) -> tuple[list[Record], int
     """Rows of ``{"input", "output"}`` or ``{"messages"}``, and how many had no question or no answer.
 
     Args:
-        files: ``.jsonl``, ``.json`` or ``.parquet``.
+        files: ``.jsonl``, ``.json``, ``.csv`` or ``.parquet``.
         columns: which hold what.
 
     Raises:

@@ -28,7 +28,7 @@ def partition(
     label's training rows has most of its validation rows, too.
 
     Args:
-        source: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a folder that ``prepare`` wrote.
+        source: a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, or a folder that ``prepare`` wrote.
         out: folder that gets one folder a site.
         num_sites: number of sites, at most the number of rows.
         method: ``iid`` or ``dirichlet``; None is dirichlet where there is a column.

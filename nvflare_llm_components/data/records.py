@@ -1,9 +1,10 @@
-"""Rows of a data file as plain dictionaries, whatever of the three usual formats it has.
+"""Rows of a data file as plain dictionaries, whatever of the usual formats it has.
 
 JSON is parsed by the standard library rather than by pandas: an error then names its line, and no value is
 guessed into another type.
 """
 
+import csv
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,20 +16,21 @@ Record = dict[str, Any]
 
 
 def read_records(path: Path) -> list[Record]:
-    """Reads every row of a ``.jsonl``, ``.json`` or ``.parquet`` file.
+    """Reads every row of a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file.
 
     Args:
-        path: a file whose suffix tells its format; a ``.json`` file holds one list of objects.
+        path: a file whose suffix tells its format; a ``.json`` file holds one list of objects, and a
+            ``.csv`` file has its columns' names in its first line.
 
     Returns:
         The rows in file order, as builtins (a null is ``None``).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the suffix is none of the three, the content is not what it says, or there is no row.
+        ValueError: the suffix is none of these, the content is not what it says, or there is no row.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a data file (.jsonl, .json or .parquet). Found no file.")
+        raise FileNotFoundError(f"{path}: expected a data file ({', '.join(_READERS)}). Found no file.")
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise ValueError(f"{path}: the suffix should be one of {', '.join(_READERS)}. Found {path.suffix!r}.")
@@ -80,6 +82,28 @@ def _require_object(value: object, where: str) -> Record:
     return value
 
 
+def _read_csv(path: Path) -> list[Record]:
+    """Comma-separated text with quotes as spreadsheets write it; every value is text."""
+    # Spreadsheets begin UTF-8 with a mark, which is no part of the first name.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows: list[Record] = []
+        try:
+            for row in reader:
+                rows.append(_require_columns(row, f"{path}, line {reader.line_num}"))
+        except (csv.Error, UnicodeDecodeError) as e:
+            raise ValueError(f"{path}: expected CSV in UTF-8. Found, after row {len(rows)}: {e}.") from e
+    return rows
+
+
+def _require_columns(row: Record, where: str) -> Record:
+    if None in row or None in row.values():
+        raise ValueError(
+            f"{where}: expected as many values as the first line has names. Found another number."
+        )
+    return row
+
+
 def _read_parquet(path: Path) -> list[Record]:
     try:
         rows: list[Record] = parquet.read_table(path).to_pylist()
@@ -91,5 +115,6 @@ def _read_parquet(path: Path) -> list[Record]:
 _READERS: dict[str, Callable[[Path], list[Record]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
+    ".csv": _read_csv,
     ".parquet": _read_parquet,
 }

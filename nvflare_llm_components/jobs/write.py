@@ -87,7 +87,7 @@ def describe(choices: JobChoices) -> str:
     names = choices.site_names
     adapter = choices.peft_config
     trained = f"{adapter['peft_type']} {adapter.get('r', '')}".strip() if adapter else "all weights"
-    budget = f"{choices.local_epochs:g} epochs"
+    budget = f"{choices.local_epochs:g} epoch{'s' * (choices.local_epochs != 1)}"
     if choices.local_steps is not None:
         budget = f"{choices.local_steps} steps"
     parts = [

@@ -175,9 +175,9 @@ def _show(console: Console, federated: Sequence[Outcome], central: Outcome, out:
     table = Table(title="Eval loss on each site's data, before and after")
     table.add_column("job")
     for column in (*SITES, "bytes a message", "seconds"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=column in SITES)  # 79 columns
     for outcome in (*federated, central):
-        losses = [f"{outcome.before[site]:.3f} → {outcome.after[site]:.3f}" for site in SITES]
+        losses = [f"{outcome.before[site]:.3f}→{outcome.after[site]:.3f}" for site in SITES]
         size = f"{outcome.message_bytes:,}" if outcome.message_bytes else "none"
         table.add_row(outcome.name, *losses, size, f"{outcome.seconds:.0f}")
     console.print(table)

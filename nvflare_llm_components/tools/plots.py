@@ -1,11 +1,14 @@
 """Curves of federated runs and baselines, laid over each other by global step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from nvflare_llm_components.tools.runs import SiteRun, find_runs
 
@@ -13,6 +16,9 @@ _EVAL = ("eval loss of the global model", "eval", "eval_loss")
 _TRAIN = ("training loss", "train", "loss")
 _RATE = ("learning rate", "train", "learning_rate")
 _DASH = 5.0  # points
+_WINDOW = 10  # optimizer steps over which a training loss is smoothed, where there are enough
+_SAME = 0.015  # of the panel's range: curves that are nearer all along lie on each other
+_Curve = tuple[list[int], list[float]]
 
 
 def plot(paths: Sequence[Path], out: Path) -> list[SiteRun]:
@@ -30,25 +36,37 @@ def plot(paths: Sequence[Path], out: Path) -> list[SiteRun]:
     Raises:
         ValueError: a path holds no run, or the format is not known.
     """
-    runs = [run for path in paths for run in find_runs(path)]
+    runs = _labelled(paths)
     panels = [_TRAIN, _EVAL, *([_RATE] if _varies(runs) else [])]
     heights = [1.0 if panel is _RATE else 3.0 for panel in panels]
     figure = Figure(figsize=(9, 1.2 + 1.25 * sum(heights)), layout="constrained")
     grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)
     axes = list(grid[:, 0])
     for axis, (title, kind, key) in zip(axes, panels, strict=True):
-        for place, run in enumerate(runs):
-            _draw(axis, run, kind, key, place, len(runs))
+        _draw(axis, runs, kind, key)
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)
-    axes[-1].set_xlabel("optimizer step")
+    axes[-1].set_xlabel(runs[0].unit)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     _mark_rounds(axes, runs)
-    handles, labels = axes[0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+    handles = [Line2D([], [], linewidth=2.5, color=_colour(place)) for place in range(len(runs))]
+    names = [run.label for run in runs]
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize="small")
     for label in legend.get_texts():
         label.set_parse_math(False)  # a folder's name is no formula
     save(figure, out)
     return runs
+
+
+def _labelled(paths: Sequence[Path]) -> list[SiteRun]:
+    """All runs; where there is one path alone, they need no more than the sites' names."""
+    runs = [run for path in paths for run in find_runs(path)]
+    if len({run.unit for run in runs}) > 1:
+        raise ValueError(
+            "Runs: expected all with their sites' records, or all as the server tells of them. Found both, "
+            "whose steps are not the same: plot them apart."
+        )
+    return [replace(run, label=run.site) for run in runs] if len(paths) == 1 else runs
 
 
 def _varies(runs: Sequence[SiteRun]) -> bool:
@@ -74,19 +92,47 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     return [sum(values[start:end]) / (end - start) for end, start in enumerate(starts, 1)]
 
 
-def _draw(axis: Axes, run: SiteRun, kind: str, key: str, place: int, num_runs: int) -> None:
-    records = [record for record in run.metrics(kind) if record.get(key) is not None]
-    steps, values = [record["step"] for record in records], [record[key] for record in records]
-    colour = f"C{place % 10}"
-    if key == "loss":
-        axis.plot(steps, values, alpha=0.15, linewidth=1, color=colour)
-        values = smoothed(values, 10)
-    marker = "o" if kind == "eval" else ""
-    axis.plot(steps, values, alpha=0.5, linewidth=1, color=colour, marker=marker, markersize=4)
-    # Equal curves share a line: each has its turn on it.
-    turn = (_DASH * place, (_DASH, _DASH * (num_runs - 1))) if num_runs > 1 else "-"
-    axis.plot(steps, values, linewidth=2.5, linestyle=turn, color=colour)
-    axis.plot([], [], linewidth=2.5, color=colour, label=run.label)
+def _draw(axis: Axes, runs: Sequence[SiteRun], kind: str, key: str) -> None:
+    curves = []
+    for place, run in enumerate(runs):
+        records = [record for record in run.metrics(kind) if record.get(key) is not None]
+        steps, values = [record["step"] for record in records], [record[key] for record in records]
+        if key == "loss" and len(values) >= 2 * _WINDOW:
+            axis.plot(steps, values, alpha=0.15, linewidth=1, color=_colour(place))
+            values = smoothed(values, _WINDOW)
+        curves.append((steps, values))
+    for place, (turn, num_turns) in enumerate(_turns(curves)):
+        # Curves that lie on each other share a line: each has its turn on it.
+        style = (_DASH * turn, (_DASH, _DASH * (num_turns - 1))) if num_turns > 1 else "-"
+        steps, values = curves[place]
+        axis.plot(steps, values, linewidth=2, linestyle=style, color=_colour(place))
+        if len(values) < 2 * _WINDOW:
+            axis.plot(steps, values, linestyle="", marker="o", markersize=4, color=_colour(place))
+
+
+def _colour(place: int) -> str:
+    return f"C{place % 10}"
+
+
+def _turns(curves: Sequence[_Curve]) -> list[tuple[int, int]]:
+    """For each curve its place among those that lie on each other, and how many they are."""
+    values = [value for _, own in curves for value in own]
+    near = _SAME * (max(values) - min(values)) if values else 0.0
+    leaders: list[dict[int, float]] = []
+    groups: list[int] = []
+    for curve in curves:
+        points = dict(zip(*curve, strict=True))
+        group = next((n for n, leader in enumerate(leaders) if _lie_together(leader, points, near)), None)
+        if group is None:
+            group = len(leaders)
+            leaders.append(points)
+        groups.append(group)
+    return [(groups[:place].count(group), groups.count(group)) for place, group in enumerate(groups)]
+
+
+def _lie_together(one: dict[int, float], other: dict[int, float], near: float) -> bool:
+    shared = one.keys() & other.keys()
+    return bool(shared) and all(abs(one[step] - other[step]) <= near for step in shared)
 
 
 def _mark_rounds(axes: Sequence[Axes], runs: Sequence[SiteRun]) -> None:

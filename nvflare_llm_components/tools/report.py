@@ -2,6 +2,7 @@
 
 import base64
 import html
+import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 
+from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.tools.plots import plot
-from nvflare_llm_components.tools.runs import Record, SiteRun, find_runs
+from nvflare_llm_components.tools.runs import Record, SiteRun, ToldRun, find_runs
+from nvflare_llm_components.tools.traffic import TrafficLine, read_ledgers, summarize
 from nvflare_llm_components.tools.view import View, duration
 
 _STYLE = """
@@ -29,7 +32,7 @@ def report(run: Path, out: Path, title: str | None = None) -> Path:
     """Writes the page.
 
     Args:
-        run: what ``plot`` takes: a simulator workspace, or a run directory.
+        run: what ``plot`` takes: a simulator workspace, startup kits, a run directory, or a downloaded job.
         out: the HTML file.
         title: of the page; None is the run's folder.
 
@@ -46,13 +49,15 @@ def report(run: Path, out: Path, title: str | None = None) -> Path:
         "<h2>Rounds</h2>",
         _table(
             ("round", "eval loss before", "train loss", "out", "in", "time", "missing"),
-            (_round_cells(record) for record in view.rounds()),
+            [*map(_round_cells, view.rounds()), *_final_cells(view)],
         ),
         "<h2>Sites</h2>",
         _table(
-            ("site", "steps", "eval loss, first", "eval loss, last", "bytes of a message"),
+            ("site", _counted(sites), "eval loss, first", "eval loss, last", "bytes of a message"),
             (_site_cells(site) for site in sites),
         ),
+        *_messages(run),
+        f"<p>{_text(_origin(view))}</p>",
     ]
     page = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{_text(name)}</title>"
     page += f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style>"
@@ -88,17 +93,64 @@ def _round_cells(record: Record) -> list[str]:
     ]
 
 
+def _final_cells(view: View) -> list[list[str]]:
+    """What the sites found of the last model, as the round that did not follow."""
+    loss = view.final().get("eval_loss")
+    return [] if loss is None else [["final model", _number(loss), *[""] * 5]]
+
+
 def _site_cells(site: SiteRun) -> list[str]:
     losses = [record.get("eval_loss") for record in site.metrics("eval")] or [None]
     rounds = site.metrics("round")
     size = site.message_bytes()
     return [
-        site.label,
+        site.site,
         f"{rounds[-1]['end_step']:,}" if rounds else "0",
         _number(losses[0]),
         _number(losses[-1]),
         f"{size:,}" if size else "not recorded",
     ]
+
+
+def _counted(sites: Sequence[SiteRun]) -> str:
+    """What the sites' records count: their steps, or the rounds that the server knows of."""
+    return "rounds" if isinstance(sites[0], ToldRun) else "steps"
+
+
+def _messages(run: Path) -> list[str]:
+    """What went over the wire, by direction; nothing where no filter has written it down."""
+    try:
+        lines = summarize(read_ledgers(run))
+    except FileNotFoundError:
+        return []
+    ways = {"down": "to the sites", "up": "from the sites"}
+    head = ("way", "messages", "on the wire", "of full precision", "largest relative error")
+    groups = {way: [line for line in lines if line.direction == way] for way in ways}
+    cells = (_way_cells(ways[way], group) for way, group in groups.items() if group)
+    return ["<h2>Messages</h2>", _table(head, cells)]
+
+
+def _way_cells(name: str, lines: Sequence[TrafficLine]) -> list[str]:
+    sent, full = sum(line.wire_bytes for line in lines), sum(line.full_bytes for line in lines)
+    error = max((line.relative_error for line in lines if line.relative_error is not None), default=None)
+    return [
+        name,
+        str(sum(line.num_messages for line in lines)),
+        decimal(sent),
+        f"{sent / max(full, 1):.1%}",
+        "not recorded" if error is None else f"{error:.1e}",
+    ]
+
+
+def _origin(view: View) -> str:
+    """The base of the last model, and with what it was trained."""
+    try:
+        chain = json.loads(view.model_record().read_text(encoding="utf-8"))
+        base, packages = chain["base"]["name"], chain["packages"].items()
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError):
+        return ""
+    told = ", ".join(f"{name} {version}" for name, version in packages)
+    return printable(f"Base model: {base}. Trained with {told}.", 1000)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

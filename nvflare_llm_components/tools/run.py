@@ -95,6 +95,7 @@ def _next(federation: Federation) -> list[str]:
     return [
         "Next:",
         f"  nvflare-llm plot {workspace} -o curves.png",
+        f"  nvflare-llm report {workspace} -o report.html",
         f"  nvflare-llm traffic {workspace}",
         f"  nvflare-llm generate {shlex.quote(str(federation.model))} --prompt 'Your question'",
     ]

@@ -24,6 +24,10 @@ _NEEDED = {"train": ("step",), "eval": ("step",), "round": ("round", "start_step
 _LARGEST = 2**63
 
 
+ROUNDS, METRICS, FINAL = "rounds.jsonl", "metrics.jsonl", "final_evaluation.json"
+_DEPTH = 6  # of a POC workspace: example_project/prod_00/site-1/<job>/metrics.jsonl
+
+
 @dataclass(frozen=True)
 class SiteRun:
     """One site's part of a run, or a baseline.
@@ -31,14 +35,21 @@ class SiteRun:
     Attributes:
         label: for people; unique among the runs found together.
         folder: holds ``metrics.jsonl``, and ``traffic.jsonl`` where messages went through the filters.
+        site: the site's name; that of the folder for a baseline.
     """
 
     label: str
     folder: Path
+    site: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What ``step`` counts in the records."""
+        return "optimizer step"
 
     def metrics(self, kind: str) -> list[Record]:
         """Records of one kind (``train``, ``eval`` or ``round``), in the order they were written."""
-        records = of_kind(read_lines(self.folder / "metrics.jsonl"), kind)
+        records = of_kind(read_lines(self.folder / METRICS), kind)
         return having(records, *_NEEDED[kind])
 
     def message_bytes(self) -> int | None:
@@ -53,11 +64,44 @@ class SiteRun:
         return sent[-1] if sent else None
 
 
+@dataclass(frozen=True)
+class ToldRun(SiteRun):
+    """What a server was told of a site, round by round; ``folder`` is the server's run directory."""
+
+    @property
+    def unit(self) -> str:
+        """What ``step`` counts in the records."""
+        return "rounds done"
+
+    def metrics(self, kind: str) -> list[Record]:
+        """Records as of a site whose rounds have one step each."""
+        found: list[Record] = []
+        for record in having(read_lines(self.folder / ROUNDS), "round", "sites"):
+            number, own = record["round"], record["sites"].get(self.site)
+            if own is None:
+                continue
+            found.append({"kind": "round", "round": number, "start_step": number, "end_step": number + 1})
+            found += [{"kind": "eval", "step": number, **each} for each in having([own], "eval_loss")]
+            found += [
+                {"kind": "train", "step": number + 1, "loss": each["train_loss"]}
+                for each in having([own], "train_loss")
+            ]
+        last = final_evaluation(self.folder / FINAL)
+        if "round" in last and self.site in last["sites"]:
+            found.append({"kind": "eval", "step": last["round"] + 1, "eval_loss": last["sites"][self.site]})
+        return of_kind(found, kind)
+
+    def message_bytes(self) -> int | None:
+        """None: the server's ledger has all sites' messages, see ``traffic``."""
+        return None
+
+
 def find_runs(path: Path) -> list[SiteRun]:
-    """Finds the runs below a folder.
+    """Finds the runs below a folder, of several jobs those of the latest.
 
     Args:
-        path: a folder with ``metrics.jsonl`` (a baseline, a site's run directory), or a simulator workspace.
+        path: a folder with ``metrics.jsonl`` (a baseline, a site's run directory), a simulator workspace, a
+            folder of startup kits, or a server's run directory, also as ``nvflare job download`` fetched it.
 
     Returns:
         One entry for each site, by name.
@@ -65,15 +109,64 @@ def find_runs(path: Path) -> list[SiteRun]:
     Raises:
         ValueError: there is none.
     """
-    if (path / "metrics.jsonl").is_file():
-        return [SiteRun(printable(path.name, 200), path)]
-    files = sorted(path.glob("*/simulate_job/metrics.jsonl"))
-    if not files:
+    if (path / METRICS).is_file():
+        name = printable(path.resolve().name, 200)
+        return [SiteRun(name, path, name)]
+    files = sorted(path.glob(f"*/simulate_job/{METRICS}")) or latest_files(path, METRICS)
+    if files and len({file.parents[1].name for file in files}) == len(files):
+        named = [(printable(file.parents[1].name, 200), file.parent) for file in files]
+        return [SiteRun(_label(path, site), folder, site) for site, folder in named]
+    told = [] if files else latest_files(path, ROUNDS)
+    if len(told) != 1:
+        found = "several" if files or told else "none"
         raise ValueError(
-            f"{path}: expected metrics.jsonl, or a simulator workspace with */simulate_job/metrics.jsonl. "
-            "Found neither."
+            f"{path}: expected {METRICS} or {ROUNDS} of one run: a baseline, a workspace of the simulator, "
+            f"startup kits, a run directory, or a downloaded job. Found {found}."
         )
-    return [SiteRun(printable(f"{path.name} {file.parents[1].name}", 200), file.parent) for file in files]
+    records = having(read_lines(told[0]), "round", "sites")
+    sites = sorted({site for record in records for site in record["sites"]})
+    return [ToldRun(_label(path, site), told[0].parent, site) for site in sites]
+
+
+def _label(path: Path, site: str) -> str:
+    return f"{printable(path.resolve().name, 200)} {site}"
+
+
+def latest_files(folder: Path, name: str, since: float = 0.0) -> list[Path]:
+    """Files of a name at most some folders down; of several jobs, those of the latest.
+
+    Args:
+        folder: where to look.
+        name: of the files.
+        since: seconds since 1970; what was written before is left out.
+    """
+    try:
+        found = [file for depth in range(_DEPTH) for file in folder.glob("*/" * depth + name)]
+    except OSError:  # the simulator is removing an earlier run's folders
+        found = []
+    written = {file: at for file in found if (at := _written(file)) and at >= since}
+    latest = max(written, key=lambda file: written[file], default=None)
+    return sorted(file for file in written if latest and file.parent.name == latest.parent.name)
+
+
+def _written(file: Path) -> float:
+    """When a file was last written; 0 for one that the simulator has just removed."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def final_evaluation(file: Path) -> Record:
+    """A final evaluation as far as it is one: ``eval_loss``, and by site in ``sites``."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return {"sites": {}}
+    sites = content.get("sites") if isinstance(content, dict) else None
+    found = sites.items() if isinstance(sites, dict) else ()
+    losses = {printable(site, 200): plain({"loss": loss}).get("loss") for site, loss in found}
+    return plain(content) | {"sites": {site: loss for site, loss in losses.items() if loss is not None}}
 
 
 def read_lines(file: Path) -> list[Record]:
@@ -105,13 +198,22 @@ def plain(content: object) -> Record:
     """
     if not isinstance(content, dict):
         return {}
-    numbers = {key: content[key] for key in _WHOLE if _is_whole(content.get(key))}
-    numbers |= {key: content[key] for key in _REAL if _is_real(content.get(key))}
-    words = {key: printable(content[key], 200) for key in _WORDS if isinstance(content.get(key), str)}
-    missing = content.get("missing")
+    found = _numbers(content)
+    found |= {key: printable(content[key], 200) for key in _WORDS if isinstance(content.get(key), str)}
+    missing, sites = content.get("missing"), content.get("sites")
     if isinstance(missing, list):
-        return numbers | words | {"missing": [printable(site, 200) for site in missing]}
-    return numbers | words
+        found["missing"] = [printable(site, 200) for site in missing]
+    if isinstance(sites, dict):
+        found["sites"] = {
+            printable(site, 200): _numbers(own) for site, own in sites.items() if isinstance(own, dict)
+        }
+    return found
+
+
+def _numbers(content: Record) -> Record:
+    return {key: content[key] for key in _WHOLE if _is_whole(content.get(key))} | {
+        key: content[key] for key in _REAL if _is_real(content.get(key))
+    }
 
 
 def _is_whole(value: object) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -31,6 +32,9 @@ _NEEDED = [
     "seconds",
 ]
 
+_WIDTH = 0.4  # of a bar
+_HATCH = {"down": "", "up": "///"}
+
 
 @dataclass(frozen=True)
 class TrafficLine:
@@ -38,7 +42,8 @@ class TrafficLine:
 
     Attributes:
         site: the site; "?" where the server did not know it.
-        round: the round, or None for messages outside of rounds.
+        round: the round, from 0, or None for messages outside of rounds.
+        is_final: whether they are of the evaluation of the last model, after the rounds.
         direction: ``down`` to the site, ``up`` from it.
         num_messages: messages.
         wire_bytes: their bytes on the wire.
@@ -52,6 +57,7 @@ class TrafficLine:
     site: str
     round: int | None
     direction: str
+    is_final: bool
     num_messages: int
     wire_bytes: int
     full_bytes: int
@@ -125,6 +131,7 @@ def _line(key: tuple[str, Any, str], records: list[dict[str, Any]]) -> TrafficLi
     errors = [record["relative_error"] for record in having(sent, "relative_error")]
     return TrafficLine(
         *key,
+        is_final=all(record.get("task") == "validate" for record in records),
         num_messages=len(messages),
         wire_bytes=sum(wire_bytes_of(record) for record in messages),
         full_bytes=sum(max(record["bytes_before"], record["bytes_after"]) for record in messages),
@@ -142,7 +149,7 @@ def _table(run: Path, lines: list[TrafficLine]) -> Table:
     told = f"{total:,} bytes on the wire, {total / max(full, 1):.4f} of full precision"
     table = Table(title=f"{escape(printable(run))}: {told}")
     columns = {
-        "round": lambda line: "-" if line.round is None else str(line.round),
+        "round": lambda line: "final" if line.is_final else _ordinal(line.round),
         "messages": lambda line: str(line.num_messages),
         "on the wire": lambda line: decimal(line.wire_bytes),
         "of full": lambda line: f"{line.wire_bytes / max(line.full_bytes, 1):.4f}",
@@ -162,18 +169,45 @@ def _table(run: Path, lines: list[TrafficLine]) -> Table:
     return table
 
 
+def _ordinal(number: int | None) -> str:
+    """A round as people count; the records count from 0."""
+    return "-" if number is None else str(number + 1)
+
+
 def _draw(lines: list[TrafficLine], path: Path) -> None:
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    """Stacked bars of bytes, a pair a round: down and up; beside them the error of each message."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     sizes, errors = figure.subplots(1, 2)
-    for site, direction in sorted({(line.site, line.direction) for line in lines}):
-        own = [line for line in lines if (line.site, line.direction) == (site, direction)]
-        rounds = [-1 if line.round is None else line.round for line in own]
-        label = f"{site} {direction}"
-        sizes.plot(rounds, [line.wire_bytes / 1e6 for line in own], marker="o", label=label)
-        errors.plot(rounds, [line.relative_error or 0.0 for line in own], marker="o", label=label)
-    sizes.set(title="Bytes on the wire", xlabel="round", ylabel="MB", ylim=(0, None))
-    errors.set(title="Relative error of what was sent", xlabel="round", ylim=(0, None))
-    for legend in (sizes.legend(), errors.legend()):
-        for label in legend.get_texts():
-            label.set_parse_math(False)  # a site's name is no formula
+    rounds = sorted({_place(line) for line in lines})
+    colours = {site: f"C{number % 10}" for number, site in enumerate(sorted({line.site for line in lines}))}
+    heights: dict[tuple[int, str], float] = defaultdict(float)
+    for line in lines:
+        shift = _WIDTH * (0.5 if line.direction == "up" else -0.5)
+        place = _place(line) + shift
+        size = line.wire_bytes / 1e6
+        bottom = heights[_place(line), line.direction]
+        look = {"color": colours[line.site], "edgecolor": "white", "hatch": _HATCH[line.direction]}
+        sizes.bar(place, size, 0.9 * _WIDTH, bottom=bottom, **look)
+        heights[_place(line), line.direction] += size
+        if line.relative_error is not None:
+            spread = _WIDTH * 0.8 * (list(colours).index(line.site) + 0.5) / len(colours) - _WIDTH * 0.4
+            marker = "^" if line.direction == "up" else "v"
+            errors.plot(place + spread, line.relative_error, marker, color=colours[line.site])
+    names = {_place(line): "final" if line.is_final else _ordinal(line.round) for line in lines}
+    for axis in (sizes, errors):
+        axis.set_xticks(rounds, [names[each] for each in rounds])
+        axis.set_xlim(min(rounds) - 0.6, max(rounds) + 0.6)
+        axis.set_xlabel("round")
+        axis.grid(axis="y", alpha=0.3)
+    sizes.set(title="MB on the wire: plain to the sites, hatched from them")
+    errors.set(title="Relative error: ▼ to the sites, ▲ from them")
+    errors.set_ylim(0, 1.15 * max((line.relative_error or 0.0 for line in lines), default=0.0) or 1.0)
+    patches = [Patch(color=colour) for colour in colours.values()]
+    legend = figure.legend(patches, list(colours), loc="outside lower center", ncols=6, fontsize="small")
+    for label in legend.get_texts():
+        label.set_parse_math(False)  # a site's name is no formula
     figure.savefig(path)
+
+
+def _place(line: TrafficLine) -> int:
+    return -1 if line.round is None else line.round

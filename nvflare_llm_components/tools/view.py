@@ -1,8 +1,6 @@
 """One live view of a run, from what server and sites write: round, loss, bytes, time left, per site."""
 
-import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +9,17 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from nvflare_llm_components.tensors.text import printable
-from nvflare_llm_components.tools.runs import Record, having, of_kind, plain, read_lines
-
-ROUNDS, METRICS, FINAL = "rounds.jsonl", "metrics.jsonl", "final_evaluation.json"
-_DEPTH = 6  # of a POC workspace: example_project/prod_00/site-1/<job>/metrics.jsonl
+from nvflare_llm_components.tools.runs import (
+    FINAL,
+    METRICS,
+    ROUNDS,
+    Record,
+    final_evaluation,
+    having,
+    latest_files,
+    of_kind,
+    read_lines,
+)
 
 
 @dataclass
@@ -35,11 +40,15 @@ class View:
     def text(self) -> str:
         """Where the run is now, a line for the whole and one a site; prints what has come to its end."""
         rounds = self.rounds()
-        for record in rounds:
-            self._once(f"round {record['round']}", _round_line(record))
         sites = {self._name(file): having(read_lines(file), "round") for file in self._files(METRICS)}
+        done = [(record["round"], 1, "server", _round_line(record)) for record in rounds]
         for name, records in sites.items():
-            self._tell(name, records)
+            done += [
+                (record["round"], 0, name, _trained_line(name, record))
+                for record in having(of_kind(records, "round"), "num_steps", "train_loss")
+            ]
+        for number, _, who, line in sorted(done):
+            self._once(f"{number} {who}", line)
         lines = [_overall(rounds), *(_site_line(name, records) for name, records in sites.items())]
         return "\n".join(line for line in lines if line)
 
@@ -50,7 +59,12 @@ class View:
 
     def final(self) -> Record:
         """What the sites found of the last model: ``eval_loss``, by site in ``sites``; empty for nothing."""
-        return next((_final(file) for file in self._files(FINAL)), {})
+        return next((final_evaluation(file) for file in self._files(FINAL)), {})
+
+    def model_record(self) -> Path:
+        """The record beside the last global model's weights; it may not be there."""
+        server = next((file.parent for file in self._files(ROUNDS)), self.folder)
+        return server / "global_model/last/federation.json"
 
     def losses(self) -> list[float]:
         """Mean eval loss of the global model before each round."""
@@ -61,52 +75,16 @@ class View:
         """What the server recorded of each round that is done."""
         return [record for file in self._files(ROUNDS) for record in having(read_lines(file), "round")]
 
-    def _tell(self, name: str, records: list[Record]) -> None:
-        for number, record in enumerate(having(of_kind(records, "round"), "num_steps", "train_loss")):
-            line = (
-                f"  {name:10} round {record['round'] + 1}: {record['num_steps']} steps, "
-                f"loss {record['train_loss']:.3f}"
-            )
-            self._once(f"{name} {number}", line)
-
     def _once(self, key: str, line: str) -> None:
         if key not in self._told:
             self._told.add(key)
             self.console.print(line, highlight=False, markup=False)
 
-    def _files(self, name: str) -> Iterator[Path]:
-        """Files of this name at most some folders down; of several jobs, those of the latest."""
-        try:
-            found = [file for depth in range(_DEPTH) for file in self.folder.glob("*/" * depth + name)]
-        except OSError:  # the simulator is removing an earlier run's folders
-            found = []
-        written = {file: at for file in found if (at := _written(file)) and at >= self.since}
-        latest = max(written, key=lambda file: written[file], default=None)
-        jobs = {latest.parent.name} if latest else set()
-        return iter(sorted(file for file in written if file.parent.name in jobs))
+    def _files(self, name: str) -> list[Path]:
+        return latest_files(self.folder, name, self.since)
 
     def _name(self, file: Path) -> str:
         return printable(file.parents[1].name or file.parent.name, 200)
-
-
-def _final(file: Path) -> Record:
-    """A final evaluation, as far as it is one."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8", errors="replace"))
-    except (ValueError, RecursionError):
-        return {}
-    sites = content.get("sites") if isinstance(content, dict) else None
-    found = sites.items() if isinstance(sites, dict) else ()
-    losses = {printable(site, 200): plain({"loss": loss}).get("loss") for site, loss in found}
-    return plain(content) | {"sites": {site: loss for site, loss in losses.items() if loss is not None}}
-
-
-def _written(file: Path) -> float:
-    """When a file was last written; 0 for one that the simulator has just removed."""
-    try:
-        return file.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def watch(folder: Path, console: Console, every_s: float = 1.0) -> None:
@@ -155,6 +133,11 @@ def _round_line(record: Record) -> str:
     return (
         f"round {record['round'] + 1}{of_all}: {told}{moved}, {duration(record.get('seconds', 0.0))}{missing}"
     )
+
+
+def _trained_line(name: str, record: Record) -> str:
+    told = f"{record['num_steps']} steps, loss {record['train_loss']:.3f}"
+    return f"  {name:10} round {record['round'] + 1}: {told}"
 
 
 def _site_line(name: str, records: list[Record]) -> str:

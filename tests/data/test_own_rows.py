@@ -21,6 +21,15 @@ def test_named_columns_are_read_and_others_left_out(tmp_path):
     assert num_skipped == 0
 
 
+def test_a_spreadsheets_csv_is_read_with_its_quotes_and_its_mark(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text(
+        '\ufeffq,a\r\n"Say ""yes"", please","one\nline, and one"\r\n', encoding="utf-8", newline=""
+    )
+    rows, _ = own_rows([file], Columns("q", "a"))
+    assert rows == [{"input": 'Say "yes", please', "output": "one\nline, and one"}]
+
+
 @pytest.mark.parametrize(
     "row",
     [

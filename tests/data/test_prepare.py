@@ -143,7 +143,10 @@ def test_half_a_surrogate_pair_is_replaced(tmp_path):
         ("raw.json", '{"a": 1}', r"expected a list of JSON objects. Found dict. Is it a .jsonl file\?"),
         ("raw.json", '{"a": 1}\n{"a": 2}', r"Found invalid JSON"),
         ("raw.parquet", "no parquet", r"expected a parquet file"),
-        ("raw.csv", "a,b", r"the suffix should be one of .jsonl, .json, .parquet. Found '.csv'"),
+        ("raw.csv", "instruction,context\na,b,c\n", r"line 2: expected as many values as the first line has"),
+        ("raw.csv", "instruction,context\na\n", r"line 2: expected as many values as the first line has"),
+        ("raw.csv", 'instruction,context\n"a"b,c\n', r"expected CSV in UTF-8. Found, after row 0"),
+        ("raw.xlsx", "a,b", r"the suffix should be one of .jsonl, .json, .csv, .parquet. Found '.xlsx'"),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path, name, content, message):

@@ -50,14 +50,42 @@ def test_a_page_has_all_and_needs_nothing_beside_it(workspace, tmp_path):
     page = Page(report(workspace, tmp_path / "out/report.html").read_text())
     text = " ".join(page.words)
     assert "2 rounds at 2 sites, eval loss 3.0000 to 1.5000" in text
-    for cell in ("ws site-1", "1.0 kB", "500 bytes", "3 s"):
-        assert cell in text
+    for cell in ("site-1", "1.0 kB", "500 bytes", "3 s", "final model", "1.5000"):
+        assert cell in page.words
+    assert "ws site-1" not in text
     assert [source.startswith("data:image/png;base64,") for source in page.sources] == [True]
     assert "script" not in page.tags
-    assert page.tags.count("table") == 2
+    assert page.tags.count("table") == 2  # no message is recorded
     assert "b" not in page.tags  # names are text
 
 
+def test_messages_and_origin_are_told_where_they_are_recorded(workspace, tmp_path):
+    server = workspace / "server/simulate_job"
+    line = {"site": "server", "peer": "site-1", "direction": "out", "operation": "quantize", "round": 0}
+    line |= {"bytes_before": 4000, "bytes_after": 1000, "num_saturated": 0, "num_nonfinite": 0}
+    write(server / "traffic.jsonl", line | {"seconds": 0.1, "relative_error": 0.0065})
+    chain = {"base": {"name": "<i>base"}, "packages": {"torch": "2.13.0"}}
+    write(server / "global_model/last/federation.json", chain)
+    page = Page(report(workspace, tmp_path / "report.html").read_text())
+    for cell in ("to the sites", "25.0%", "6.5e-03", "Base model: <i>base. Trained with torch 2.13.0."):
+        assert cell in page.words
+    assert "from the sites" not in page.words
+    write(server / "global_model/last/federation.json", {"base": []})
+    assert "Base model" not in report(workspace, tmp_path / "report.html").read_text()
+
+
+def test_a_downloaded_job_has_a_page(workspace, tmp_path):
+    """There the sites' own records are not: the server's tell of each."""
+    rounds = workspace / "server/simulate_job/rounds.jsonl"
+    told = [
+        json.loads(line) | {"sites": {"a": {"eval_loss": 3.0}}} for line in rounds.read_text().splitlines()
+    ]
+    write(tmp_path / "results/0123/workspace/rounds.jsonl", *told)
+    page = Page(report(tmp_path / "results/0123", tmp_path / "report.html").read_text())
+    assert "2 rounds at 1 sites, eval loss 3.0000 to 2.0000" in page.words
+    assert "rounds" in page.words
+
+
 def test_a_folder_without_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Found neither"):
+    with pytest.raises(ValueError, match="Found none"):
         report(tmp_path, tmp_path / "report.html")

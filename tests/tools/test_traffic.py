@@ -78,6 +78,16 @@ def test_table_and_plot_whose_numbers_stay_whole_in_80_columns(workspace, capsys
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_rounds_are_counted_from_1_and_the_last_evaluation_is_named(workspace, capsys):
+    for ledger in workspace.rglob("traffic.jsonl"):
+        lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+        final = [line | {"round": 3, "task": "validate"} for line in lines[-1:]]
+        ledger.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *final]))
+    show_traffic(workspace / "site-2", console=Console(width=80))
+    cells = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [cell[3].strip() for cell in cells] == ["1", "1", "2", "2", "3", "3", "final"]
+
+
 def test_json_is_exact(workspace):
     result = CliRunner().invoke(app, ["traffic", str(workspace), "--json"])
     assert result.exit_code == 0, result.output

@@ -68,6 +68,20 @@ def test_it_finds_the_run_in_every_layout(tmp_path, console, layout):
     assert not view.is_over()
 
 
+def test_a_run_that_is_over_is_told_round_by_round(tmp_path, console):
+    write(tmp_path / "server/0123/rounds.jsonl", round_record(0), round_record(1))
+    done = {"kind": "round", "num_steps": 5, "train_loss": 2.0}
+    write(tmp_path / "site-1/0123/metrics.jsonl", *(done | {"round": number} for number in range(2)))
+    View(tmp_path, console).text()
+    told = [line.split(":")[0].split() for line in console.file.getvalue().splitlines()]
+    assert [line[:3] for line in told] == [
+        ["site-1", "round", "1"],
+        ["round", "1", "of"],
+        ["site-1", "round", "2"],
+        ["round", "2", "of"],
+    ]
+
+
 def test_of_several_jobs_it_shows_the_latest(tmp_path, console):
     write(tmp_path / "server/old/rounds.jsonl", round_record(2))
     write(tmp_path / "server/new/rounds.jsonl", round_record(0))
