@@ -1,19 +1,19 @@
-"""README's table of figures, made from the last record of each benchmark.
+"""The tables of figures in README and docs/precision.md, made from the last record of each benchmark.
 
-python -m benchmarks.figures            print it
-python -m benchmarks.figures --write    put it into README, between its two marks
+python -m benchmarks.figures            print them
+python -m benchmarks.figures --write    put each into its page, between its two marks
 """
 
 import argparse
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import records
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- figures: python -m benchmarks.figures --write -->", "<!-- end of figures -->"
 Rows = dict[str, dict[str, Any]]
 Line = tuple[str, str, str]
@@ -100,26 +100,74 @@ def table() -> str:
     lines = ["| what | peer | ours |", "|---|---|---|"]
     for part in (codecs, round_trip, round_overhead):
         lines += [f"| {what} | {peer} | {ours} |" for what, peer, ours in part()]
-    runs = [records(name)[-1] for name in ("codecs", "round_trip", "round_overhead") if records(name)]
-    origin = "; ".join(f"`{run['command']}`, {run['date'][:10]}, commit {run['commit'][:7]}" for run in runs)
-    return "\n".join([*lines, "", f"From `benchmarks/records/`: {origin}."])
+    return "\n".join([*lines, "", _origin("codecs", "round_trip", "round_overhead")])
 
 
-def written(readme: str) -> str:
-    """README's text with the table of today's records between its two marks."""
-    head, rest = readme.split(BEGIN)
-    return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+def _origin(*benchmarks: str) -> str:
+    runs = [records(name)[-1] for name in benchmarks if records(name)]
+    told = "; ".join(f"`{run['command']}`, {run['date'][:10]}, commit {run['commit'][:7]}" for run in runs)
+    return f"From `benchmarks/records/`: {told}."
+
+
+def precisions() -> str:
+    """What each precision costs: bytes, rounding error, speed, and loss where it was recorded."""
+    found = latest("codecs", "name", device="cpu")
+    rows = found[1] if found else {}
+    lines = [
+        "| precision | bits a weight | of fp32 | relative error | encode, decode |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("fp16", "bf16", "int8", "nf4", "int2"):
+        if row := rows.get(f"ours {name}"):
+            bits, speeds = row["bits_a_weight"], f"{row['encode_gb_s']:.1f}, {row['decode_gb_s']:.1f} GB/s"
+            cells = f"{bits:.2f} | {bits / 32:.1%} | {row['relative_error']:.4f} | {speeds}"
+            lines.append(f"| `{name}` | {cells} |")
+    return "\n".join([*lines, *_losses(), "", _origin("codecs", "convergence")])
+
+
+def _losses() -> list[str]:
+    """Final loss against fp32 messages with the same seeds, for all weights and for LoRA."""
+    found = [run for run in records("convergence") if any(row["num_seeds"] > 1 for row in run["rows"])]
+    if not found:
+        return []
+    rows = {(row["mode"], row["way"]): row for row in found[-1]["rows"]}
+    seeds = next(iter(rows.values()))["num_seeds"]
+    lines = [
+        "",
+        f"| messages ({seeds} seeds) | all weights: loss, bytes | LoRA: loss, bytes |",
+        "|---|---|---|",
+    ]
+    for way in dict.fromkeys(way for _, way in rows):
+        cells = [_loss(rows.get((mode, way))) for mode in ("sft", "lora")]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return lines
+
+
+def _loss(row: dict[str, Any] | None) -> str:
+    return f"{row['final']:.4f} ({row['excess']:+.2%}), {row['ratio']:.1%}" if row else ""
+
+
+PAGES: dict[Path, Callable[[], str]] = {ROOT / "README.md": table, ROOT / "docs/precision.md": precisions}
+
+
+def written(page: str, figures: str) -> str:
+    """A page's text with the figures of today's records between its two marks."""
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n{figures}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="put it into README")
-    if parser.parse_args().write:
-        README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
-    else:
-        print(table())
+    parser.add_argument("--write", action="store_true", help="put them into the pages")
+    writing = parser.parse_args().write
+    for page, figures in PAGES.items():
+        if writing:
+            text = page.read_text(encoding="utf-8")
+            page.write_text(written(text, figures()), encoding="utf-8")
+        else:
+            print(f"{page.relative_to(ROOT)}\n\n{figures()}\n")
 
 
 if __name__ == "__main__":
