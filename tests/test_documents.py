@@ -126,6 +126,15 @@ def test_the_walk_names_files_that_exist():
         assert (ROOT / name).is_file() or (ROOT / "nvflare_llm_components" / name).is_file(), name
 
 
+def test_the_walk_names_functions_and_classes_that_exist():
+    walk = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w./]+\.py)`\s+\(`(\w+)`\)", walk)
+    assert len(named) > 5
+    for file, name in named:
+        tree = ast.parse((ROOT / "nvflare_llm_components" / file).read_text(encoding="utf-8"))
+        assert name in {getattr(node, "name", None) for node in tree.body}, f"{file}: {name}"
+
+
 def test_the_sites_nav_names_each_page_once():
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     named = [page for room in nav for pages in room.values() for entry in pages for page in entry.values()]
