@@ -53,6 +53,16 @@ def test_allow_says_what_it_did_and_does_it_once(run, tmp_path):
     assert "nothing changed" in again.output
 
 
+def test_what_several_kits_lack_is_listed_once(run, tmp_path):
+    for name in ("server", "site-1"):
+        (tmp_path / name / "startup").mkdir(parents=True)
+        file = "fed_server.json" if name == "server" else "fed_client.json"
+        (tmp_path / name / "startup" / file).write_text("{}")
+    output = run("allow", tmp_path).output
+    assert output.count("HFSFTExecutor") == 1
+    assert output.count("resources.json: added") == 2
+
+
 def test_job_writes_what_was_chosen_and_says_so(run, tmp_path):
     options = ["--sites", "5", "--precision", "int8", "--lora", "r=16", "--quorum", "4", "--evaluate-final"]
     options += ["--lr", "2e-5", "--per-site", "site-3.batch_size=2", "--model", "/m", "--data", "/d"]

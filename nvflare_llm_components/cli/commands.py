@@ -19,11 +19,12 @@ def allow(
 ) -> None:
     """Let a site's jobs load this package's components, which FLARE refuses until the site lists them."""
     from nvflare_llm_components.tools.allow import allow as run
+    from nvflare_llm_components.tools.allow import told
 
     with _one_sentence():
         sites = run(path, also or [], new)
-    for site in sites:
-        typer.echo(site.outcome)
+    for line in told(sites):
+        typer.echo(line)
     if any(site.changed for site in sites):
         typer.echo("A server or client that is running reads this when it is started again.")
 

@@ -22,7 +22,9 @@ def generate(
 ) -> None:
     """Ask a trained model."""
     from nvflare_llm_components.tools.generation import generate as run
+    from nvflare_llm_components.tools.quiet import silence_libraries
 
+    silence_libraries()
     with one_sentence():
         for answer in run(model, base, prompt, max_new_tokens, chat):
             typer.echo(answer.strip())
@@ -36,7 +38,9 @@ def merge(
 ) -> None:
     """Make a full model of an adapter and its base."""
     from nvflare_llm_components.tools.generation import merge as run
+    from nvflare_llm_components.tools.quiet import silence_libraries
 
+    silence_libraries()
     with one_sentence():
         typer.echo(run(adapter, out, base))
 
@@ -51,7 +55,9 @@ def evaluate(
 ) -> None:
     """Tell the loss and the exact match of a trained model on held-out rows."""
     from nvflare_llm_components.tools.generation import judge
+    from nvflare_llm_components.tools.quiet import silence_libraries
 
+    silence_libraries()
     with one_sentence():
         found = judge(model, rows, base, max_rows, max_new_tokens)
     typer.echo(f"loss {found.loss:.4f}, perplexity {found.perplexity:.2f}")

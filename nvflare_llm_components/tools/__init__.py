@@ -12,6 +12,7 @@ Read in this order:
                             finding has its remedy
 - :mod:`.environment`       Variables that torch and glibc read when a process starts: set where the process
                             is ours to start
+- :mod:`.quiet`             Keeps libraries from telling what people at a console did not ask
 - :mod:`.shell`             Runs commands as a user types them: echoed, logged to a file, and failing loudly
 - :mod:`.federation`        Runs one job in FLARE's simulator, and believes only what it leaves on disk
 - :mod:`.run`               Runs a job in the simulator: checked, allowed, watched, and judged in the last

@@ -16,6 +16,7 @@ from nvflare_llm_components.tools.line_settings import write_line_settings
 
 _PACKAGE = "nvflare_llm_components"
 _LIST = "class_allow_list"
+_CLASS = "  "  # begins the line of a class in an outcome
 _RESOURCES = Path("local", "resources.json")
 _KIT_FILES = ("startup/fed_server.json", "startup/fed_client.json")
 
@@ -72,6 +73,15 @@ def allow(path: Path, also: Sequence[str] = (), new: bool = False) -> list[Allow
     ]
 
 
+def told(sites: Sequence[Allowed]) -> list[str]:
+    """What was done, in lines; a class that several sites lacked is named once."""
+    lines: list[str] = []
+    for site in sites:
+        own = site.outcome.split("\n")
+        lines += [line for line in own if not line.startswith(_CLASS) or line not in lines]
+    return lines
+
+
 def site_allow_list(site: Path) -> list[str]:
     """What a site lets jobs load: exact class paths, and prefixes that end in a dot.
 
@@ -117,8 +127,8 @@ def _allow_site(site: Path, wanted: list[str]) -> Allowed:
         return Allowed(target, f"{target}: allows {what} already; nothing changed", changed=False)
     _write(target, resources | {_LIST: kept + added})
     lines = [f"{target}: added {len(added)} classes to {_kept(kept, resources)}"]
-    lines += [f"  removed {entry!r}, which let a job call any function of the package" for entry in removed]
-    lines += [f"  {entry}" for entry in added]
+    lines += [f"removed {entry!r}, which let a job call any function of the package" for entry in removed]
+    lines += [f"{_CLASS}{entry}" for entry in added]
     return Allowed(target, "\n".join(lines), changed=True)
 
 

@@ -2,15 +2,12 @@
 
 import json
 import os
-import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-import datasets
 import torch
-import transformers
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -23,6 +20,7 @@ from nvflare_llm_components.jobs.read import training_settings
 from nvflare_llm_components.tools.demo_figure import Outcome, draw
 from nvflare_llm_components.tools.federation import Federation, simulate
 from nvflare_llm_components.tools.generation import generate
+from nvflare_llm_components.tools.quiet import silence_libraries
 from nvflare_llm_components.tools.runs import SiteRun
 from nvflare_llm_components.tools.shell import Shell
 from nvflare_llm_components.training.evaluate import evaluate_model
@@ -73,14 +71,6 @@ def demo(*, out: Path, jobs: Path, raw: Path | None = None, console: Console | N
     outcomes = [_outcome(federation) for federation in federations]
     central = _centralized(shell, jobs / JOBS[0], out / "centralized")
     _show(console, outcomes, central, out)
-
-
-def silence_libraries() -> None:
-    """Their progress bars and deprecation notes: the console tells what matters here."""
-    warnings.simplefilter("ignore", FutureWarning)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
 
 
 def _prepare(shell: Shell, out: Path, raw: Path | None) -> None:

@@ -11,9 +11,10 @@ from rich.table import Table
 from nvflare_llm_components.data.records import Record, read_records
 from nvflare_llm_components.data.smollm2 import save_smollm2
 from nvflare_llm_components.tools.checks.data import has_template
-from nvflare_llm_components.tools.demo import SITES, generated_files, raw_files, silence_libraries
+from nvflare_llm_components.tools.demo import SITES, generated_files, raw_files
 from nvflare_llm_components.tools.generation import generate
 from nvflare_llm_components.tools.plots import plot
+from nvflare_llm_components.tools.quiet import silence_libraries
 from nvflare_llm_components.tools.run import run
 from nvflare_llm_components.tools.shell import Shell
 

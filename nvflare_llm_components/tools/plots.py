@@ -17,7 +17,7 @@ _TRAIN = ("training loss", "train", "loss")
 _RATE = ("learning rate", "train", "learning_rate")
 _DASH = 5.0  # points
 _WINDOW = 10  # optimizer steps over which a training loss is smoothed, where there are enough
-_SAME = 0.015  # of the panel's range: curves that are nearer all along lie on each other
+_SAME = 0.025  # of the panel's range: curves that are nearer all along lie on each other
 _Curve = tuple[list[int], list[float]]
 
 
@@ -87,9 +87,10 @@ def save(figure: Figure, out: Path) -> None:
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Running mean over the last ``window`` values (fewer at the start)."""
-    starts = (max(0, end - window) for end in range(1, len(values) + 1))
-    return [sum(values[start:end]) / (end - start) for end, start in enumerate(starts, 1)]
+    """Mean over the values around each, ``window`` of them and itself; fewer at both ends."""
+    half = window // 2
+    around = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
+    return [sum(each) / len(each) for each in around]
 
 
 def _draw(axis: Axes, runs: Sequence[SiteRun], kind: str, key: str) -> None:

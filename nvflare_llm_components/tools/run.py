@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from nvflare_llm_components.jobs.read import resolved
 from nvflare_llm_components.tools.checks.check import check, show
 from nvflare_llm_components.tools.federation import Federation, simulate
 from nvflare_llm_components.tools.shell import CommandError, Shell
-from nvflare_llm_components.tools.view import duration
+from nvflare_llm_components.tools.view import View, duration
 
 _NEVER_S = 10 * 365 * 86400.0
 
@@ -38,7 +39,7 @@ def run(
 
     Raises:
         ValueError: the folder is no job.
-        CommandError: the job has an error or failed; the last line is the cause.
+        CommandError: the job has an error, failed, or was ended by the user; the last line is the cause.
     """
     console = console or Console()
     variables = _places(job, sites) | _of_processes(threads or len(sites))
@@ -57,10 +58,24 @@ def run(
         console.print(f"{workspace}: what an earlier run left there is replaced.", style="yellow")
     shell = Shell(console, variables, timeout_s=_NEVER_S)
     shell.export()
-    federation = simulate(shell, job.resolve(), workspace.resolve(), sites, threads=threads, also=also)
-    for line in (*_next(federation), _verdict(federation, len(sites))):
+    started = time.time()
+    try:
+        federation = simulate(shell, job.resolve(), workspace.resolve(), sites, threads=threads, also=also)
+    except KeyboardInterrupt:
+        raise CommandError(_interrupted(workspace, started)) from None
+    warnings = [f"Warning: {finding.sentence}" for finding in findings if finding.level == "warning"]
+    for line in (*warnings, *_next(federation), _verdict(federation, len(sites))):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return federation
+
+
+def _interrupted(workspace: Path, since: float) -> str:
+    done = len(View(workspace, Console(quiet=True), since).rounds())
+    if not done:
+        return "Ended by you, before the first round was done."
+    rounds = f"{done} round{'s' * (done > 1)} done"
+    place = shlex.quote(str(workspace))
+    return f"Ended by you, with {rounds}. To go on: nvflare-llm resume {place} --out FOLDER, and run that."
 
 
 def _places(job: Path, sites: Sequence[str]) -> dict[str, str]:

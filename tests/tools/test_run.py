@@ -2,13 +2,19 @@
 
 import io
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from nvflare_llm_components.jobs.write import chosen, write_job
+from nvflare_llm_components.tools.resume import resume_job
 from nvflare_llm_components.tools.run import run
 from nvflare_llm_components.tools.shell import CommandError
 from tests.tiny import save_tiny_model, write_site_data
@@ -39,7 +45,8 @@ def test_a_job_that_runs_ends_with_its_verdict_and_what_to_type_next(places: Pat
     lines = console.file.getvalue().splitlines()
     assert lines[-1].startswith("Done: 2 sites, eval loss ")
     assert lines[-1].endswith(f"The model: {federation.model}")
-    assert any(line.strip().startswith("nvflare-llm plot") for line in lines)
+    for command in ("plot", "report", "traffic", "generate"):
+        assert any(line.strip().startswith(f"nvflare-llm {command} ") for line in lines)
     assert any("round 2 of 2: eval loss" in line for line in lines)
     final = json.loads((places / "ws/server/simulate_job/final_evaluation.json").read_text())
     assert final["sites"].keys() == set(SITES)
@@ -57,6 +64,30 @@ def test_a_job_that_fails_at_a_site_ends_with_the_cause(places: Path, console: C
     last = str(error.value).splitlines()[-1]
     assert last.startswith(("site a: ", "site b: ", "sites a, b: "))
     assert "lash" in last
+
+
+@pytest.mark.slow
+def test_a_run_that_is_ended_from_the_keyboard_says_how_to_go_on(places: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "nvflare_llm_components.cli",
+        "run",
+        str(job(places / "job", rounds=200)),
+    ]
+    console = places / "console.txt"
+    with console.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "-w", str(places / "ws")], stdout=output, stderr=subprocess.STDOUT
+        )
+        while "round 1 of 200" not in console.read_text() and process.poll() is None:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 1
+    last = " ".join(console.read_text().splitlines()[-2:])
+    assert re.search(r"Ended by you, with \d+ rounds? done\. To go on: nvflare-llm resume \S+/ws --out", last)
+    resume_job(places / "ws", places / "job2")
+    assert (places / "job2/meta.json").is_file()
 
 
 def test_a_job_with_an_error_is_not_started(places: Path, console: Console):

@@ -147,8 +147,9 @@ def test_an_unknown_image_format_is_refused(workspace, tmp_path):
         plot([workspace], tmp_path / "curves.doc")
 
 
-def test_smoothed_is_a_running_mean():
-    assert smoothed([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+def test_smoothed_is_the_mean_of_the_values_around():
+    assert smoothed([1.0, 3.0, 5.0, 10.0], 2) == [2.0, 3.0, 6.0, 7.5]
+    assert smoothed([1.0, 2.0], 1) == [1.0, 2.0]
     assert smoothed([], 3) == []
 
 

@@ -19,6 +19,8 @@ from nvflare_llm_components.tools.checks import machine
 from nvflare_llm_components.tools.checks.check import check, show
 from nvflare_llm_components.tools.checks.subject import Finding, note
 from nvflare_llm_components.tools.policy import init_policy
+from nvflare_llm_components.tools.run import run
+from nvflare_llm_components.tools.shell import CommandError
 from tests.tiny import save_tiny_model, write_rows, write_site_data
 
 SITES = ["a", "b", "c"]
@@ -304,6 +306,31 @@ def test_a_mistake_is_found_and_said(desk: Desk, mistake: str):
     make(desk)
     found = [f"{each.level} {each.sentence}" for each in desk.found() if each.level != "note"]
     assert any(sentence in each for each in found), found
+
+
+# `run` says these, allows what it is to run, and goes on.
+GOES_ON = {
+    "another precision on one side",
+    "4 bits without changes",
+    "three of five sites",
+    "rows longer than the model",
+    "the workspace allows nothing",
+    "too little memory",
+}
+
+
+@pytest.mark.parametrize("mistake", [mistake for mistake in MISTAKES if mistake not in GOES_ON])
+def test_run_starts_no_job_with_the_mistake_and_its_last_line_is_an_error_of_it(desk: Desk, mistake: str):
+    make, sentence = MISTAKES[mistake]
+    make(desk)
+    workspace, console = desk.workspace or desk.job.parent / "ws", Console(file=io.StringIO(), width=2000)
+    with pytest.raises(CommandError) as error:
+        run(desk.job, workspace, desk.sites, console=console)
+    last = str(error.value).splitlines()[-1]
+    errors = [line for line in console.file.getvalue().splitlines() if line.startswith("error")]
+    assert last == errors[0].removeprefix("error").strip()
+    assert sentence.removeprefix("error ") in (last if len(errors) == 1 else console.file.getvalue())
+    assert not (workspace / "server").exists()
 
 
 def test_the_columns_of_ones_own_file_are_named(desk: Desk):
