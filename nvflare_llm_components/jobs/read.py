@@ -77,11 +77,11 @@ def sites_of(job: Path, named: str | None = None) -> list[str]:
     if unset:
         raise ValueError(" ".join(map(unset_sentence, unset)))
     data = resolved(job, "client", "*").get("data_root")
-    found = sorted(file.parent.name for file in Path(str(data)).glob("*/training.jsonl"))
+    found = sorted(file.parent.name for file in Path(data).glob("*/training.jsonl")) if data else []
     if not found:
+        missing = f"folders with training.jsonl below {data}" if data else "data_root in the job"
         raise ValueError(
-            f"{job}: expected the sites' names. Found no folders with training.jsonl below {data}. "
-            "Give them with --sites a,b,c."
+            f"{job}: expected the sites' names. Found no {missing}. Give them with --sites a,b,c."
         )
     return found
 

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.tools.plots import plot
-from nvflare_llm_components.tools.runs import Record, SiteRun, ToldRun, find_runs
+from nvflare_llm_components.tools.runs import Record, SiteRun, ToldRun, find_runs, having
 from nvflare_llm_components.tools.traffic import TrafficLine, read_ledgers, summarize
 from nvflare_llm_components.tools.view import View, duration
 
@@ -22,6 +22,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #8884; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
+td { white-space: nowrap; }
 img { width: 100%; background: white; }
 .verdict { font-size: 1.2rem; font-weight: 600; }
 @media (prefers-color-scheme: dark) { body { background: #111; color: #ddd; } }
@@ -46,11 +47,7 @@ def report(run: Path, out: Path, title: str | None = None) -> Path:
         f"<h1>{_text(name)}</h1>",
         f'<p class="verdict">{_text(_verdict(view, sites))}</p>',
         _picture(run),
-        "<h2>Rounds</h2>",
-        _table(
-            ("round", "eval loss before", "train loss", "out", "in", "time", "missing"),
-            [*map(_round_cells, view.rounds()), *_final_cells(view)],
-        ),
+        *_rounds(view),
         "<h2>Sites</h2>",
         _table(
             ("site", _counted(sites), "eval loss, first", "eval loss, last", "bytes of a message"),
@@ -67,10 +64,24 @@ def report(run: Path, out: Path, title: str | None = None) -> Path:
 
 
 def _verdict(view: View, sites: Sequence[SiteRun]) -> str:
+    """Rounds and loss, by the server's records, or where they are gone by those of the sites."""
     losses, final = view.losses(), view.final().get("eval_loss")
-    course = [*losses, *([] if final is None else [final])]
-    done = f"{len(view.rounds())} rounds at {len(sites)} sites"
+    course = [*losses, *([] if final is None else [final])] or _mean_course(sites)
+    num_rounds = len(view.rounds()) or max(len(site.metrics("round")) for site in sites)
+    done = f"{num_rounds} round{'s' * (num_rounds != 1)} at {len(sites)} site{'s' * (len(sites) != 1)}"
     return f"{done}, eval loss {course[0]:.4f} to {course[-1]:.4f}" if len(course) > 1 else done
+
+
+def _mean_course(sites: Sequence[SiteRun]) -> list[float]:
+    found = [[each["eval_loss"] for each in having(site.metrics("eval"), "eval_loss")] for site in sites]
+    shortest = min(map(len, found))
+    return [sum(losses) / len(losses) for losses in zip(*(own[:shortest] for own in found), strict=True)]
+
+
+def _rounds(view: View) -> list[str]:
+    rounds = [*map(_round_cells, view.rounds()), *_final_cells(view)]
+    head = ("round", "eval loss before", "train loss", "out", "in", "time", "missing")
+    return ["<h2>Rounds</h2>", _table(head, rounds)] if rounds else []
 
 
 def _picture(run: Path) -> str:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -82,8 +83,19 @@ def test_a_downloaded_job_has_a_page(workspace, tmp_path):
     ]
     write(tmp_path / "results/0123/workspace/rounds.jsonl", *told)
     page = Page(report(tmp_path / "results/0123", tmp_path / "report.html").read_text())
-    assert "2 rounds at 1 sites, eval loss 3.0000 to 2.0000" in page.words
+    assert "2 rounds at 1 site, eval loss 3.0000 to 2.0000" in page.words
     assert "rounds" in page.words
+
+
+def test_where_the_servers_records_are_gone_the_sites_tell(workspace, tmp_path):
+    """FLARE removes a server's run directory when a job has ended."""
+    shutil.rmtree(workspace / "server")
+    last = {"kind": "eval", "step": 7, "round": 1, "eval_loss": 2.0}
+    for file in workspace.glob("*/simulate_job/metrics.jsonl"):
+        file.write_text(file.read_text() + json.dumps(last) + "\n")
+    page = Page(report(workspace, tmp_path / "report.html").read_text())
+    assert "1 round at 2 sites, eval loss 3.0000 to 2.0000" in page.words
+    assert "Rounds" not in page.words
 
 
 def test_a_folder_without_run_is_refused(tmp_path):

@@ -347,6 +347,18 @@ def test_paths_in_a_job_must_lie_where_the_site_lets_jobs_read(desk: Desk):
     assert any("NVFLARE_LLM_DATA" in each.sentence for each in desk.found() if each.level == "error")
 
 
+def test_a_job_of_the_filters_alone_is_checked_as_far_as_it_is_ours(desk: Desk):
+    stock = {"tasks": ["train"], "executor": {"path": "nvflare.app_common.np.np_trainer.NPTrainer"}}
+    desk.edit("client", lambda config: config.update(executors=[stock]))
+    desk.edit("client", lambda config: config["task_result_filters"][0].update(tasks=["train"]))
+    assert [each.sentence for each in desk.found() if each.level == "error"] == []
+    assert any("none is HFSFTExecutor" in each.sentence for each in desk.found())
+    desk.edit("server", lambda config: config.update(task_result_filters=[]))
+    assert any("task_result_filters of server" in each.sentence for each in desk.found())
+    desk.edit("client", lambda config: config.update(executors=[]))
+    assert sum("expected an executor" in each.sentence for each in desk.found()) == 3
+
+
 def test_json_with_a_fault_is_one_error(desk: Desk):
     (desk.job / "app/config/config_fed_client.json").write_text('{"model": 1,}')
     with pytest.raises(ValueError, match=r"config_fed_client\.json: expected a JSON object. Found"):
