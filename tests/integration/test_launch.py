@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,31 @@ def test_a_site_that_comes_back_late_is_in_the_job_that_continues(poc: Poc, tmp_
     lost = "the round that was trained; both sites are in the job that continues"
     what = "server killed, a site back late, `nvflare-llm submit`"
     tell_cell(what, "completed by itself", lost, time.monotonic() - began)
+
+
+def test_a_server_that_is_killed_in_the_last_evaluation_does_that_again(poc: Poc, tmp_path: Path):
+    """No round is left to do: the job that continues evaluates the saved model, under its own round."""
+    out, began = tmp_path / "out", time.monotonic()
+    with submit(poc, job(tmp_path / "job"), out) as launcher:
+        killed = taken(out)
+        manifest = poc.run_dir("server", killed) / "global_model/last/federation.json"
+
+        def has_last_model() -> bool:
+            with suppress(OSError):  # it is being replaced
+                return bool(json.loads(manifest.read_text())["round"] == NUM_ROUNDS - 1)
+            return False
+
+        wait_for(has_last_model)
+        kill_server(poc)
+        output, _ = launcher.communicate(timeout=SECONDS)
+    assert launcher.returncode == 0, output
+    workspace = out / taken(out) / "workspace"
+    assert [run["saved_round"] for run in chain(out)] == [NUM_ROUNDS - 1, None]
+    evaluation = json.loads((workspace / "final_evaluation.json").read_text())
+    assert evaluation["round"] == NUM_ROUNDS - 1
+    assert sorted(evaluation["sites"]) == SITES
+    assert (
+        json.loads((workspace / "global_model/last/federation.json").read_text())["round"] == NUM_ROUNDS - 1
+    )
+    what = "server killed, last_evaluation, `nvflare-llm submit`"
+    tell_cell(what, "completed by itself", "the evaluation is done again", time.monotonic() - began)
