@@ -12,6 +12,7 @@ from tests.integration.simulator import copy_job, executor_args
 SITES = ["site-1", "site-2", "site-3"]
 VICTIM = SITES[0]
 QUORUM = 2
+NOTHING = "nothing lost"
 QUICK_ENDS = {"NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "20"}
 """FLARE's server waits 15 minutes for a site that does not say how its process has ended."""
 
@@ -68,9 +69,11 @@ def missing_in(rounds: list[dict[str, Any]]) -> dict[int, list[str]]:
 
 
 def lost_in(rounds: list[dict[str, Any]]) -> str:
-    """What the average of the rounds lacks, in words."""
-    missing = missing_in(rounds)
-    return "; ".join(f"round {n} without {', '.join(missing[n])}" for n in missing) or "nothing lost"
+    """What the average of the rounds lacks, in words: ``round 2, 3, 4 without site-1``."""
+    by_sites: dict[str, list[str]] = {}
+    for number, sites in missing_in(rounds).items():
+        by_sites.setdefault(", ".join(sites), []).append(str(number))
+    return "; ".join(f"round {', '.join(by_sites[sites])} without {sites}" for sites in by_sites) or NOTHING
 
 
 def completed(poc: Poc, job_id: str, folder: Path, num_rounds: int, seconds: float = 400) -> Path:
