@@ -47,7 +47,10 @@ def baseline(
 
 @app.command()
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="simulator workspaces, run directories, baselines")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="workspaces, startup kits, run directories, downloaded jobs, baselines"),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="image: .png, .svg or .pdf")] = Path("curves.png"),
 ) -> None:
     """Lay the curves of runs over each other: loss, learning rate and eval loss by global step."""
@@ -102,7 +105,7 @@ def sizes(
 
 @app.command()
 def traffic(
-    run: Annotated[Path, typer.Argument(help="run directory of a site, or a simulator workspace")],
+    run: Annotated[Path, typer.Argument(help="workspace, startup kits, run directory, or downloaded job")],
     plot: Annotated[Path | None, typer.Option(help="PNG; default: traffic.png in RUN")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead; no plot")] = False,
 ) -> None:

@@ -83,9 +83,11 @@ def watch(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="simulator workspace, or a run directory")],
+    run: Annotated[
+        Path, typer.Argument(help="simulator workspace, startup kits, run directory, or downloaded job")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file")] = Path("report.html"),
-    title: Annotated[str | None, typer.Option(help="default: the run's folder")] = None,
+    title: Annotated[str | None, typer.Option(help="default: the job's name and the run's folder")] = None,
 ) -> None:
     """Write one page of a run that needs nothing beside it: rounds, sites, messages and curves."""
     from nvflare_llm_components.tools.report import report as write

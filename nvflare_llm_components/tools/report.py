@@ -35,14 +35,14 @@ def report(run: Path, out: Path, title: str | None = None) -> Path:
     Args:
         run: what ``plot`` takes: a simulator workspace, startup kits, a run directory, or a downloaded job.
         out: the HTML file.
-        title: of the page; None is the run's folder.
+        title: of the page; None is the job's name and the run's folder.
 
     Raises:
         ValueError: there is no run.
     """
     sites = find_runs(run)
     view = View(run, Console(quiet=True))
-    name = title or run.resolve().name
+    name = title or _name(run, view)
     parts = [
         f"<h1>{_text(name)}</h1>",
         f'<p class="verdict">{_text(_verdict(view, sites))}</p>',
@@ -61,6 +61,18 @@ def report(run: Path, out: Path, title: str | None = None) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page + "\n".join(parts) + "</html>\n", encoding="utf-8")
     return out
+
+
+def _name(run: Path, view: View) -> str:
+    """The job's name, where the server's folder or a download has it, or else the run's folder."""
+    folder = run.resolve().name
+    for file in (view.model_record().parents[2] / "meta.json", run / "meta.json"):
+        try:
+            name = json.loads(file.read_text(encoding="utf-8"))["name"]
+        except (KeyError, OSError, TypeError, ValueError, RecursionError):
+            continue
+        return printable(f"{name} ({folder})" if name != folder else folder, 200)
+    return printable(folder, 200)
 
 
 def _verdict(view: View, sites: Sequence[SiteRun]) -> str:

@@ -82,7 +82,9 @@ def test_a_downloaded_job_has_a_page(workspace, tmp_path):
         json.loads(line) | {"sites": {"a": {"eval_loss": 3.0}}} for line in rounds.read_text().splitlines()
     ]
     write(tmp_path / "results/0123/workspace/rounds.jsonl", *told)
+    (tmp_path / "results/0123/meta.json").write_text('{"name": "mine<b>"}')
     page = Page(report(tmp_path / "results/0123", tmp_path / "report.html").read_text())
+    assert page.words.count("mine<b> (0123)") == 2
     assert "2 rounds at 1 site, eval loss 3.0000 to 2.0000" in page.words
     assert "rounds" in page.words
 

@@ -64,6 +64,10 @@ def test_a_job_that_fails_at_a_site_ends_with_the_cause(places: Path, console: C
     last = str(error.value).splitlines()[-1]
     assert last.startswith(("site a: ", "site b: ", "sites a, b: "))
     assert "lash" in last
+    # In plain `nvflare simulator`, too, a site's reason comes last.
+    log = (places / "ws/server/log.txt").read_text().splitlines()
+    error = [line for line in log if " - ERROR - " in line][-1]
+    assert re.search(r"site '?[ab]\b", error), error
 
 
 @pytest.mark.slow
