@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.tools.checks import data, job, machine
@@ -46,11 +47,11 @@ def _guarded(each: Check, subject: Subject) -> list[Finding]:
 def show(findings: Sequence[Finding], console: Console | None = None) -> bool:
     """Prints what was found; True if there is no error."""
     console = console or Console()
+    table = Table.grid(padding=(0, 2))
     for finding in findings:
-        colour = _COLOURS[finding.level]
-        console.print(
-            f"[{colour}]{finding.level:8}[/] {escape(printable(finding.sentence, 2000))}", highlight=False
-        )
+        level = Text(finding.level, style=_COLOURS[finding.level])
+        table.add_row(level, Text(printable(finding.sentence, 2000), overflow="fold"))
+    console.print(table)
     num_errors = sum(finding.level == "error" for finding in findings)
     verdict = f"{num_errors} error{'s' * (num_errors > 1)}" if num_errors else "Nothing stands in the way."
     console.print(verdict, style="bold red" if num_errors else "bold green")
