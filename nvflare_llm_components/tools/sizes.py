@@ -21,6 +21,7 @@ from nvflare_llm_components.quantization.precision import PRECISIONS, PrecisionP
 from nvflare_llm_components.quantization.wire import RAW, Entry, dtype_name
 from nvflare_llm_components.tensors.names import meta_model
 from nvflare_llm_components.tools.timeouts import limits_of, seconds_of, verdicts
+from nvflare_llm_components.tools.view import duration
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def show_sizes(
     for size in sizes if rate else ():
         told = verdicts(size.total_bytes, rate or 0.0, limits_of(job))
         seconds = seconds_of(size.total_bytes, rate or 0.0)
-        told = told or [f"{seconds / 60:.1f} min one way at {rate:g} Mbit/s: within the timeouts."]
+        told = told or [f"{duration(seconds)} one way at {rate:g} Mbit/s: within the timeouts."]
         for sentence in told:
             console.print(f"{size.label}: {sentence}", soft_wrap=True, highlight=False)
 

@@ -65,4 +65,4 @@ def test_a_message_that_the_timeouts_cut_off_is_named_before_it_is_sent(llama):
     show_sizes(llama, ["fp32", "int8"], console=Console(file=told, width=200), rate=10)
     *_, submit, int8 = told.getvalue().splitlines()
     assert submit.startswith("fp32: submit_task_result_timeout: this message takes 65.9 min at 10 Mbit/s; ")
-    assert int8 == "int8: 16.7 min one way at 10 Mbit/s: within the timeouts."
+    assert int8 == "int8: 17 min one way at 10 Mbit/s: within the timeouts."
