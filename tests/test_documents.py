@@ -13,6 +13,7 @@ import pytest
 import typer
 import yaml
 
+from benchmarks import figures
 from nvflare_llm_components.cli import app
 from nvflare_llm_components.components import COMPONENTS
 
@@ -147,3 +148,9 @@ def test_the_reference_names_classes_that_exist():
     for path in re.findall(r"^::: (\S+)$", (ROOT / "docs/reference.md").read_text(encoding="utf-8"), re.M):
         module, _, name = path.rpartition(".")
         assert hasattr(importlib.import_module(module), name), path
+
+
+@pytest.mark.parametrize("page", figures.PAGES, ids=lambda page: page.name)
+def test_a_page_has_the_figures_of_todays_records(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert text == figures.written(text, figures.PAGES[page]()), "run: python -m benchmarks.figures --write"

@@ -1,17 +1,8 @@
-"""The figures in the pages are those of the records, and of nothing else."""
+"""What the tables of figures take from records."""
 
 import json
-from pathlib import Path
-
-import pytest
 
 from benchmarks import figures, record
-
-
-@pytest.mark.parametrize("page", figures.PAGES, ids=lambda page: page.name)
-def test_a_page_has_the_figures_of_todays_records(page: Path):
-    text = page.read_text(encoding="utf-8")
-    assert text == figures.written(text, figures.PAGES[page]()), "run: python -m benchmarks.figures --write"
 
 
 def test_losses_are_told_where_several_seeds_were_recorded(tmp_path, monkeypatch):
