@@ -173,7 +173,7 @@ class HFSFTExecutor(Executor):
             reply = self._submit(task_name, shareable, fl_ctx)
         else:
             reason = (
-                f"Task '{task_name}': expected train, validate, submit_model or get_weights. "
+                f"Task {task_name!r:.100}: expected train, validate, submit_model or get_weights. "
                 "Correct the tasks of the executor in the job."
             )
             self.log_error(fl_ctx, reason)

@@ -82,6 +82,28 @@ def edited(name: str, **values: object) -> Callable[[Path], object]:
     return change
 
 
+def elsewhere(folder: Path) -> None:
+    """Weights that are another model's: the index says where."""
+    names = weights_of(folder)
+    (folder / "model.safetensors").unlink()
+    secret = folder.parents[2] / "secret/model/model.safetensors"
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, str(secret))})
+    )
+
+
+def doubled(folder: Path) -> None:
+    step = {"type": "Replace", "pattern": {"String": "1"}, "content": "11"}
+    edited("tokenizer.json", normalizer={"type": "Sequence", "normalizers": [step] * 28})(folder)
+
+
+def conversation(site: Path) -> Arguments:
+    """As many answers as fit: each is a row of its own, with all that was before it."""
+    turn = {"role": "assistant", "content": ""}
+    write_rows(app(site) / "rows.jsonl", [{"messages": [turn] * 20_000}])
+    return {"train_data": "rows.jsonl"}
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
     # the machine
     "a model that its files do not bear out": (
@@ -125,6 +147,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
         "model_name_or_path: expected what this site",
     ),
     "a URL": (lambda s: {"model_name_or_path": "https://evil/model"}, "model_name_or_path: expected what"),
+    "an index that names another model": (
+        lambda s: brought(s, elsewhere),
+        "weight_map: expected names of files beside it",
+    ),
     "an adapter that chooses its base": (
         lambda s: brought(s, edited("adapter_config.json", base_model_name_or_path="/secret")),
         "would choose the model to load",
@@ -163,6 +189,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
     ),
     "another end of text": (lambda s: {"sft_config": {"eos_token": "<end>"}}, "eos_token"),
     # taking all there is
+    "rows that grow without end": (conversation, "train_data: '"),
+    "a tokenizer that doubles and doubles": (
+        lambda s: brought(s, doubled),
+        "tokenizer.json: normalizer: expected lists of at most 8",
+    ),
+    "a hundred million labels": (lambda s: brought(s, edited("config.json", num_labels=10**8)), "num_labels"),
     "a million layers": (
         lambda s: brought(s, edited("config.json", num_hidden_layers=10**6)),
         "num_hidden_layers",
@@ -247,8 +279,15 @@ def test_a_hostile_job_is_refused(name: str, make, model: Path, site: Path, fl_c
     assert "\n" not in reason
     assert "Jane" not in reason
     assert "root:" not in reason
-    if "rows, found" not in words and name != "a link in the app":
+    if "rows, found" not in words and name not in ("a link in the app", "rows that grow without end"):
         assert "nvflare_llm refused: " in audited()
+
+
+def test_the_name_of_a_task_forges_no_line(make, site, fl_ctx, caplog):
+    reply = make().execute("x\nERROR forged \x1b[2J", Shareable(), fl_ctx, Signal())
+    assert reply.get_return_code() == ReturnCode.TASK_UNSUPPORTED
+    told = [reply.get_header(ERROR_HEADER), *(record.getMessage() for record in caplog.records)]
+    assert all(text.isprintable() for text in told), told
 
 
 @pytest.mark.parametrize("task_name", ["get_weights", "submit_model", "train"])

@@ -101,7 +101,10 @@ def accepted_folder(fl_ctx: FLContext, folder: Path) -> Path:
         PolicyError: its configuration is absurd, or lets code be fetched; audited.
     """
     with _audited(fl_ctx):
-        check_model_folder(folder, is_brought=False, is_trained=False)
+        workspace = _workspace(fl_ctx)
+        app = None if workspace is None else Path(workspace.get_app_dir(fl_ctx.get_job_id())).resolve()
+        is_brought = app is not None and folder.resolve().is_relative_to(app)
+        check_model_folder(folder, is_brought=is_brought, is_trained=False)
         return folder
 
 

@@ -12,7 +12,10 @@ Read in this order:
                         stay free
 - :mod:`.places`        Where a job's files may lie: resolved, symlinks followed, below what the site itself
                         names
-- :mod:`.model_files`   What a model's folder may hold: sizes that its files bear out, and no program
+- :mod:`.model_files`   What a model's folder may hold: sizes that its files bear out, and weights that lie in
+                        it
+- :mod:`.brought`       What a model that a job brings may hold beside its weights: data alone, of a bounded
+                        effect
 - :mod:`.json_file`     JSON that came from outside: bounded, and an object
 - :mod:`.job`           One job at one site: what it asks for, held against the package's allow-lists and the
                         site's policy

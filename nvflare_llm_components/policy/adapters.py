@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, StringConstraints
 
-from nvflare_llm_components.policy.schema import Fraction, Name, Names, count, refuse_unlisted
+from nvflare_llm_components.policy.schema import Fraction, Name, Names, PolicyError, count, refuse_unlisted
 
 MAX_RANK = 4096
 
@@ -20,8 +20,9 @@ _Steps = count(0, 2**31)
 _Few = count(0, 256)  # of what is repeated: layers, iterations
 _Seed = count(0, 2**63 - 1)
 _Factor: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+# PEFT matches each name with each module, as a regular expression: Python keeps 512 of them compiled.
 _Numbers = Annotated[
-    dict[Name, Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]], Field(max_length=1000)
+    dict[Name, Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]], Field(max_length=240)
 ]
 _Indices = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=10**5)]
 _Loftq: Any = Annotated[
@@ -75,7 +76,8 @@ _BY_TYPE: dict[Any, str] = {
     "wavelet_family",
     _Init: "init_weights",
     _LoraInit: "init_lora_weights",
-    Name | Names: "exclude_modules feedforward_modules layers_pattern modules_to_save target_modules",
+    Name | Names: "exclude_modules feedforward_modules modules_to_save target_modules",
+    Name | Annotated[list[Name], Field(max_length=16)]: "layers_pattern",
     Names: "target_parameters",
     _Numbers: "alpha_pattern block_size_pattern lambda_pattern n_frequency_pattern rank_pattern",
     _Indices: "alora_invocation_tokens cpt_mask cpt_token_ids cpt_tokens_type_mask token_indices",
@@ -125,4 +127,6 @@ def check_peft_config(peft_config: Mapping[str, Any] | None) -> None:
     """
     if peft_config is None:
         return
+    if not isinstance(peft_config, Mapping):
+        raise PolicyError(f"peft_config: expected an object, found {type(peft_config).__name__}.")
     refuse_unlisted("peft_config", {"peft_type": "", **peft_config}, PEFT_CONFIG, _REASONS)

@@ -196,7 +196,7 @@ def accept_model(argument: str, value: str, places: JobPlaces) -> ModelPlace:
     """
     model = places.model(argument, value)
     if model.folder is not None:
-        check_model_folder(model.folder, is_brought=False, is_trained=False)
+        check_model_folder(model.folder, is_brought=model.is_brought, is_trained=False)
     return model
 
 

@@ -9,16 +9,20 @@ from nvflare_llm_components.policy.schema import PolicyError
 MAX_BYTES = 2**26
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """A JSON object; empty where there is no such file.
+
+    Args:
+        path: the file.
+        max_bytes: that it may have.
 
     Raises:
         PolicyError: it is too large, nested too deeply, or no JSON object.
     """
     if not path.is_file():
         return {}
-    if path.stat().st_size > MAX_BYTES:
-        raise PolicyError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {path.stat().st_size:,}.")
+    if path.stat().st_size > max_bytes:
+        raise PolicyError(f"{path}: expected at most {max_bytes:,} bytes, found {path.stat().st_size:,}.")
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

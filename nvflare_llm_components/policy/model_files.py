@@ -1,15 +1,14 @@
-"""What a model's folder may hold: sizes that its files bear out, and no program.
+"""What a model's folder may hold: sizes that its files bear out, and weights that lie in it.
 
 A configuration of a few hundred bytes may ask for a million layers, or name a kernel on the hub to download
-and run. A chat template and a tokenizer's regular expression are programs: the site's own models may have
-them, a model that a job brings may not.
+and run; an index may name another model's weights. What a job brings is held to more: :mod:`.brought`.
 """
 
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from nvflare_llm_components.policy.brought import refuse_programs
 from nvflare_llm_components.policy.json_file import read_json
 from nvflare_llm_components.policy.schema import PolicyError, refuse_unlisted
 from nvflare_llm_components.policy.training import ATTENTION, QUANTIZATION
@@ -27,28 +26,20 @@ _BOUNDS = {
     "head_dim": 2**14,
     "max_position_embeddings": 2**26,
     **dict.fromkeys(("n_positions", "n_ctx"), 2**15),  # old models keep a square mask of it
+    "num_labels": 2**16,  # each gets a name
+    "attention_types": 2**10,  # layers, by how often each pattern of them is repeated
 }
+_LARGEST = 2**31
+_LARGEST_BROUGHT = 2**20
+"""Of a number that we do not know: transformers makes lists of some."""
+_LARGER = ("theta", "position", "_id", "length", "window", "seq", "vocab", "base")  # no list is made of these
+_CONFIG_BYTES = 2**22
 _KERNELS = (
     "attn_implementation",
     "_attn_implementation",
     "experts_implementation",
     "_experts_implementation",
 )
-_BROUGHT = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "adapter_config.json",
-    "federation.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-)
-_PROGRAMS = ("chat_template", "auto_map", "tokenizer_file", "vocab_file", "merges_file")
 
 
 def check_model_folder(folder: Path, *, is_brought: bool, is_trained: bool) -> None:
@@ -57,18 +48,20 @@ def check_model_folder(folder: Path, *, is_brought: bool, is_trained: bool) -> N
     Args:
         folder: of the model.
         is_brought: whether the job brought it.
-        is_trained: whether the model is about to be built from it with its weights, as a site does.
+        is_trained: whether model and tokenizer are about to be built from it, as a site does.
 
     Raises:
         PolicyError: naming the file, what is in it, and what to do.
     """
     if not folder.is_dir():
         return
-    if is_brought:
-        _refuse_programs(folder)
-    config = read_json(folder / "config.json")
+    if is_brought and is_trained:
+        refuse_programs(folder)
+    _check_index(folder)
+    config = read_json(folder / "config.json", _CONFIG_BYTES)
     for part in _parts(config):
         _check_numbers(folder, part)
+        _check_unknown_numbers(folder, part, _LARGEST_BROUGHT if is_brought else _LARGEST)
         _check_kernels(folder, part)
     if is_trained:
         _refuse_adapter(folder)
@@ -77,21 +70,60 @@ def check_model_folder(folder: Path, *, is_brought: bool, is_trained: bool) -> N
 
 
 def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A configuration, and those of the models in it."""
-    yield config
-    for name, value in config.items():
-        if isinstance(value, dict) and name.endswith("config") and name != "quantization_config":
-            yield from _parts(value)
+    """A configuration, and every object in it: models have models in them under many names."""
+    pending: list[Any] = [config]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            yield node
+            pending.extend(value for name, value in node.items() if name != "quantization_config")
+        elif isinstance(node, list):
+            pending.extend(node)
 
 
 def _check_numbers(folder: Path, part: dict[str, Any]) -> None:
     for key, bound in _BOUNDS.items():
-        values = part.get(key)
+        values = _numbers(part[key]) if key == "attention_types" and key in part else part.get(key)
         for value in values if isinstance(values, list) else [values]:
             if value is not None and not (isinstance(value, int) and 0 <= value <= bound):
                 raise PolicyError(
                     f"{folder}: config.json: {key}: expected a whole number from 0 to {bound}, "
                     f"found {printable(repr(value), 40)}."
+                )
+
+
+def _check_unknown_numbers(folder: Path, part: dict[str, Any], most: int) -> None:
+    for key, value in part.items():
+        bound = _LARGEST if any(word in key for word in _LARGER) else most
+        for number in [] if key in _BOUNDS or isinstance(value, dict) else _numbers(value):
+            if abs(number) > bound:
+                raise PolicyError(
+                    f"{folder}: config.json: {printable(key, 60)}: expected at most {bound:,}, "
+                    f"found {printable(repr(number), 40)}."
+                )
+
+
+def _numbers(value: Any) -> list[int]:
+    """The whole numbers of a value, and of the lists in it; objects in them are parts of their own."""
+    found, pending = [], [value]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, list):
+            pending.extend(node)
+        elif isinstance(node, int):
+            found.append(node)
+    return found
+
+
+def _check_index(folder: Path) -> None:
+    """An index says in which file a weight lies: transformers follows it wherever it leads."""
+    for path in folder.glob("*.index.json"):
+        places = read_json(path).get("weight_map")
+        for place in places.values() if isinstance(places, dict) else [places]:
+            if not isinstance(place, str) or Path(place).name != place or place == "..":
+                raise PolicyError(
+                    f"{path}: weight_map: expected names of files beside it, found "
+                    f"{printable(repr(place), 80)}. Copy the model again."
                 )
 
 
@@ -107,7 +139,9 @@ def _check_kernels(folder: Path, part: dict[str, Any]) -> None:
     quantization = part.get("quantization_config")
     if quantization is not None:
         where = f"{folder}: config.json: quantization_config"
-        ours = {k: v for k, v in quantization.items() if not k.startswith("_")} if quantization else {}
+        ours = quantization
+        if isinstance(quantization, dict):
+            ours = {key: value for key, value in quantization.items() if not key.startswith("_")}
         refuse_unlisted(where, ours, QUANTIZATION | {"llm_int8_enable_fp32_cpu_offload": bool})
 
 
@@ -158,37 +192,3 @@ def _refuse_adapter(folder: Path) -> None:
             f"{folder}: expected a whole model at a site, found an adapter: its configuration would choose "
             "the model to load. Name the base model; the adapter comes from the server."
         )
-
-
-def _refuse_programs(folder: Path) -> None:
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
-    surplus = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in _BROUGHT)]
-    links = [name for name in names if (folder / name).is_symlink()]
-    if surplus or links:
-        raise PolicyError(
-            f"A model that a job brings: expected data alone, found {printable((surplus + links)[0], 80)}. "
-            "Templates and scripts are programs; a model that needs them lies at the site, below "
-            "NVFLARE_LLM_MODEL."
-        )
-    settings = read_json(folder / "tokenizer_config.json")
-    found = [key for key in _PROGRAMS if settings.get(key)]
-    if found or "Regex" in _keys(read_json(folder / "tokenizer.json")):
-        raise PolicyError(
-            f"A model that a job brings: expected a tokenizer without programs and paths, found "
-            f"{found[0] if found else 'a regular expression'} in it. "
-            "A model that needs them lies at the site, below NVFLARE_LLM_MODEL."
-        )
-
-
-def _keys(node: Any) -> set[str]:
-    """All keys of a tokenizer's steps; its vocabulary, which is large, has none of them."""
-    found: set[str] = set()
-    pending = [value for name, value in node.items() if name != "model"]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            found |= value.keys()
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
-    return found

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, create_model
@@ -15,6 +16,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][\w.\-]{0,127}$")
 Names = Annotated[list[Name], Field(max_length=1000)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
+_MAX_FAULTS = 5  # that are told: to look for what each might mean takes milliseconds
 Allowed = Mapping[str, Any]
 """Type by key. A key that is not there may not be set."""
 
@@ -49,13 +51,14 @@ def refuse_unlisted(
     """
     if not isinstance(settings, Mapping):
         raise PolicyError(f"{where}: expected an object, found {type(settings).__name__}.")
-    faults = [_unlisted(where, str(key), allowed, reasons or {}) for key in settings if key not in allowed]
+    unlisted = islice((key for key in settings if key not in allowed), _MAX_FAULTS)
+    faults = [_unlisted(where, str(key), allowed, reasons or {}) for key in unlisted]
     fields: dict[str, Any] = {key: (kind | None, None) for key, kind in allowed.items() if key in settings}
     model = create_model(where, __config__=ConfigDict(strict=True, extra="ignore"), **fields)
     try:
         model.model_validate(dict(settings))
     except ValidationError as error:
-        faults += [_out_of_range(where, found) for found in error.errors(include_url=False)[:5]]
+        faults += [_out_of_range(where, found) for found in error.errors(include_url=False)[:_MAX_FAULTS]]
     if faults:
         raise PolicyError(" ".join(dict.fromkeys(faults)))
 
@@ -68,7 +71,8 @@ def refusals(error: ValidationError, known: Sequence[str]) -> list[str]:
         known: the file's keys, each with its section.
     """
     return [
-        _unknown(found, known) or _out_of_range("", found) for found in error.errors(include_url=False)[:5]
+        _unknown(found, known) or _out_of_range("", found)
+        for found in error.errors(include_url=False)[:_MAX_FAULTS]
     ]
 
 

@@ -20,6 +20,7 @@ from nvflare_llm_components.tensors.hub import only_for
 from nvflare_llm_components.tensors.text import printable
 
 T = TypeVar("T")
+_BUFFER_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def meta_model(name_or_path: str | Path) -> Any:
         with only_for(place), torch.device("meta"):
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
             # Attention has no say in names and shapes, and its package need not be here.
-            return AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(
                 config, attn_implementation="eager", trust_remote_code=False
             )
     except (OSError, ValueError, KeyError) as error:
@@ -86,6 +87,19 @@ def meta_model(name_or_path: str | Path) -> Any:
             f"{place}: expected a config.json whose model can be built here, found that it asks for what is "
             f"not installed: {_first_line(error)}"
         ) from error
+    _check_buffers(place, model)
+    return model
+
+
+def _check_buffers(place: str, model: Any) -> None:
+    """Old models make a square mask of their positions in each layer, which no file holds."""
+    buffers = sum(value.nbytes for value in model.buffers())
+    weights = sum(value.nbytes for value in model.parameters())
+    if buffers > _BUFFER_BYTES + weights:
+        raise CheckpointError(
+            f"{place}: config.json: expected masks and tables of at most {_BUFFER_BYTES + weights:,} bytes, "
+            f"found {buffers:,}. Lower the number of positions."
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -116,6 +116,8 @@ def _parsed(text: bytes, where: str) -> Any:
         problem = f"{error.msg} at column {error.colno}"
     except UnicodeDecodeError:
         problem = "bytes that are not UTF-8"
+    except ValueError:
+        problem = "a number of too many digits"
     except RecursionError:
         problem = "lists or objects nested too deeply"
     raise ReportableError(f"{where}: expected JSON, found it unreadable: {problem}.")

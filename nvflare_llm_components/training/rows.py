@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 _KINDS = (("messages",), ("input", "output"), ("prompt", "completion"), ("text",))
 COLUMNS = tuple(name for kind in _KINDS for name in kind)
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_Convert = Callable[[Row, str], list[Row]]
+_Convert = Callable[[Row, str], Iterable[Row]]
+_GROWTH = 32  # of a file of conversations, at most, as rows
+_FLOOR_BYTES = 2**26
+_TURN_BYTES = 32  # of a message, beside its text
 
 
 def load_rows(path: Path, argument: str, limits: RowLimits | None = None) -> Dataset:
@@ -43,9 +46,12 @@ def load_rows(path: Path, argument: str, limits: RowLimits | None = None) -> Dat
     where = f"{argument}: '{path}'"
     convert: _Convert | None = None
     converted: list[Row] = []
+    room = _Room(path, limits)
     for number, row in read_rows(path, argument, limits, COLUMNS):
         convert = convert or _conversion(row, where)
-        converted += convert(row, f"{where}, row {number}")
+        for part in convert(row, f"{where}, row {number}"):
+            room.take(part, f"{where}, row {number}")
+            converted.append(part)
     if not converted:
         raise ReportableError(f"{argument}: expected at least one row, found an empty file '{path}'.")
     if len(converted) < limits.min_rows:
@@ -53,6 +59,25 @@ def load_rows(path: Path, argument: str, limits: RowLimits | None = None) -> Dat
             f"{where}: this site's policy expects at least {limits.min_rows} rows, found {len(converted)}."
         )
     return Dataset.from_list(converted)
+
+
+class _Room:
+    """How much the rows may take: a conversation of n answers grows to n rows, with n times its text."""
+
+    def __init__(self, path: Path, limits: RowLimits) -> None:
+        size = path.stat().st_size if path.is_file() else 0
+        self._most = self._left = min(limits.max_bytes, max(_FLOOR_BYTES, _GROWTH * size))
+
+    def take(self, row: Row, where: str) -> None:
+        prompt = row.get("prompt")
+        turns = prompt if isinstance(prompt, list) else ()
+        self._left -= sum(_TURN_BYTES + len(turn["content"]) for turn in turns)
+        self._left -= len(row["tools"]) if turns and "tools" in row else 0
+        if self._left < 0:
+            raise ReportableError(
+                f"{where}: expected conversations that take at most {self._most:,} bytes as one row an "
+                "answer, each with all that was before it, found more. Cut long conversations."
+            )
 
 
 def _conversion(first: Row, where: str) -> _Convert:
@@ -83,7 +108,7 @@ def _from_text(row: Row, columns: tuple[str, ...], where: str) -> Row:
     return {"prompt": first + ANSWER_CUE if columns[0] == "input" else first, "completion": second}
 
 
-def _from_messages(row: Row, where: str) -> list[Row]:
+def _from_messages(row: Row, where: str) -> Iterator[Row]:
     """One row for each answer: a chat template gives the loss of one answer, and what was before it."""
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
@@ -99,7 +124,7 @@ def _from_messages(row: Row, where: str) -> list[Row]:
             f"messages, the last of role '{role}'. Cut the conversation after an answer."
         )
     tools = {} if row.get("tools") is None else {"tools": _as_text(row["tools"], where)}
-    return [{"prompt": prompt, "completion": [answer], **tools} for prompt, answer in _answers(turns)]
+    return ({"prompt": prompt, "completion": [answer], **tools} for prompt, answer in _answers(turns))
 
 
 def _answers(turns: list[Row]) -> Iterator[tuple[list[Row], Row]]:

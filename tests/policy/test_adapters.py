@@ -78,3 +78,21 @@ def test_a_hostile_peft_config_is_refused_by_name(key):
 def test_a_missing_kind_is_named():
     with pytest.raises(PolicyError, match=r"peft_config\.peft_type: expected 'ADALORA'"):
         check_peft_config({"r": 8})
+
+
+def test_settings_that_are_no_object_are_refused():
+    with pytest.raises(PolicyError, match="peft_config: expected an object, found list"):
+        check_peft_config(["LORA"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_names_are_no_more_than_python_keeps_compiled(key):
+    """A thousand took eight seconds on a model of fourteen modules."""
+    check_peft_config({"peft_type": "LORA", key: {f"layers.{n}.q_proj": 2 for n in range(240)}})
+    with pytest.raises(PolicyError, match=f"peft_config.{key}: expected"):
+        check_peft_config({"peft_type": "LORA", key: {f"layers.{n}.q_proj": 2 for n in range(241)}})
+
+
+def test_few_patterns_of_layers_are_allowed():
+    with pytest.raises(PolicyError, match=r"peft_config\.layers_pattern"):
+        check_peft_config({"peft_type": "LORA", "layers_pattern": [f"a{n}" for n in range(17)]})

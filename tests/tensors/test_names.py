@@ -96,3 +96,12 @@ def test_what_is_not_installed_is_told_as_such(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", build)
     with pytest.raises(CheckpointError, match=r"asks for what is not installed: needs the package xyz$"):
         meta_model(tmp_path)
+
+
+def test_a_mask_of_all_positions_is_refused_before_it_is_made(tmp_path):
+    """Of each layer a square of its positions, which no file holds: 4 GiB of 70 kilobytes."""
+    config = {"model_type": "gpt_neo", "vocab_size": 8, "hidden_size": 4, "num_layers": 2, "num_heads": 1}
+    config |= {"attention_types": [[["global"], 2]], "max_position_embeddings": 2**16}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"expected masks and tables of at most [\d,]+ bytes, found"):
+        meta_model(tmp_path)

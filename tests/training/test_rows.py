@@ -30,6 +30,32 @@ def test_rows_of_every_kind(row, expected, tmp_path):
     assert load_rows(write_rows(tmp_path / "a.jsonl", [row, row]), "train_data").to_list() == [expected] * 2
 
 
+@pytest.mark.parametrize("num_answers", [3, 500])
+def test_a_long_conversation_is_a_row_an_answer(num_answers, tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [{"messages": [QUESTION, ANSWER] * num_answers}])
+    assert len(load_rows(path, "train_data")) == num_answers
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "assistant", "content": ""}] * 60_000},
+        {"messages": [QUESTION, *[ANSWER] * 1000], "tools": [{"name": "a" * 1_000_000}]},
+    ],
+)
+def test_a_conversation_that_would_take_all_memory_is_refused(row, tmp_path):
+    """Two megabytes of answers alone took 54 GB as one row an answer."""
+    path = write_rows(tmp_path / "a.jsonl", [row])
+    with pytest.raises(ValueError, match=r"row 1: expected conversations that take at most [\d,]+ bytes"):
+        load_rows(path, "train_data")
+
+
+def test_a_number_of_too_many_digits_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "n": ' + "1" * 5000 + "}\n")
+    with pytest.raises(ValueError, match="a number of too many digits"):
+        load_rows(tmp_path / "a.jsonl", "train_data")
+
+
 @pytest.mark.parametrize("suffix", ["json", "parquet"])
 def test_other_formats(suffix, tmp_path):
     rows, path = [{"text": "a"}, {"text": "b"}], tmp_path / f"rows.{suffix}"
