@@ -22,7 +22,7 @@ from nvflare.fuel.utils import fobs
 from nvflare_llm_components.flare.headers import ERROR_HEADER
 from nvflare_llm_components.flare.memory import give_back
 from nvflare_llm_components.flare.peers import inside_only
-from nvflare_llm_components.flare.site import audit, places_of, policy_of
+from nvflare_llm_components.flare.site import audit, places_of, policy_for_job
 from nvflare_llm_components.flare.tasks import (
     BadRequestError,
     finite,
@@ -292,7 +292,7 @@ class HFSFTExecutor(Executor):
                     self._session.settle()
 
     def _accepted(self, fl_ctx: FLContext) -> AcceptedTraining:
-        policy = policy_of(fl_ctx)
+        policy = policy_for_job(fl_ctx)
         for name in (
             "model_name_or_path",
             "train_data",

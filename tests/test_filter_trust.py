@@ -3,10 +3,12 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_copy
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.filters.exclude_vars import ExcludeVars
@@ -41,11 +43,11 @@ class Pair:
         self.server = Site(folder / "server", "server", self.quantize, self.dequantize)
         self.site = Site(folder / "site-1", "site-1")
 
-    def broadcast(self, model) -> bytes:
+    def broadcast(self, model, fl_ctx: FLContext | None = None) -> bytes:
         shareable = DXO(DataKind.WEIGHTS, model).to_shareable()
         shareable.set_header("__msg_root_id__", "root")
         shareable.set_header(AppConstants.CURRENT_ROUND, 0)
-        self.quantize.process(shareable, self.server.context(peer=self.site))
+        self.quantize.process(shareable, fl_ctx or self.server.context(peer=self.site))
         return self.shadow()
 
     def shadow(self) -> bytes:
@@ -141,3 +143,15 @@ def test_a_task_name_from_outside_is_escaped_in_the_ledger(tmp_path):
     fl_ctx.set_prop(FLContextKey.TASK_NAME, "train\n" + "x" * 10**6, private=True, sticky=False)
     pair.dequantize.process(result_of(message.values, message.header), fl_ctx)
     assert len((pair.server.run_dir / "traffic.jsonl").read_text()) < 1000
+
+
+@pytest.mark.parametrize("held", [np.array(["a", "b"]), torch.ones(3), ["x"] * 10**5, {"a": 1}, 5], ids=type)
+def test_a_forged_shadow_id_of_a_site_does_not_end_the_job(tmp_path, held):
+    """What a site says that it holds comes with its request: it is no more than a request for the whole."""
+    pair = Pair(tmp_path)
+    pair.broadcast(update(1, 1.0))
+    fl_ctx = pair.server.context(peer=pair.site)
+    fl_ctx.get_peer_context().put("nvflare_llm_shadow", held, private=False, sticky=False)
+    assert fl_ctx.get_peer_context().get_prop("nvflare_llm_shadow") is held
+    pair.broadcast(update(2, 1.0), fl_ctx)
+    assert pair.server.panic is None

@@ -283,6 +283,21 @@ def test_a_hostile_job_is_refused(name: str, make, model: Path, site: Path, fl_c
         assert "nvflare_llm refused: " in audited()
 
 
+@pytest.mark.parametrize(
+    "name", ["config_fed_client.conf", "config_fed_server.yml", "sub/config_fed_client.conf"]
+)
+def test_a_job_whose_configuration_may_include_files_is_refused(name, make, model, site, fl_ctx, audited):
+    """HOCON includes any file and any URL that the site can read; no value of it is told."""
+    file = app(site) / "config" / name
+    file.parent.mkdir(parents=True)
+    file.write_text('include file("/etc/passwords.conf")')
+    reply = make(sft_config={"optim": "hunter2"}).execute("train", task(weights_of(model)), fl_ctx, Signal())
+    reason = reply.get_header(ERROR_HEADER)
+    assert f"expected a job of JSON alone, found {Path(name).name}" in reason
+    assert "hunter2" not in reason
+    assert "nvflare_llm refused: " in audited()
+
+
 def test_the_name_of_a_task_forges_no_line(make, site, fl_ctx, caplog):
     reply = make().execute("x\nERROR forged \x1b[2J", Shareable(), fl_ctx, Signal())
     assert reply.get_return_code() == ReturnCode.TASK_UNSUPPORTED

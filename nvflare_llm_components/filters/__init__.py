@@ -169,7 +169,8 @@ class PrecisionQuantizeFilter(PrecisionFilter):
                 content = self._encode_broadcast(dxo, shareable, fl_ctx)
                 self._broadcast = Broadcast.of(root_id, dxo.data, content)
             assert self._broadcast is not None
-            return self._broadcast.content.message_for(held), cached
+            known = held if isinstance(held, str) else None  # a site says what it likes
+            return self._broadcast.content.message_for(known), cached
 
     def _encode_broadcast(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> Content:
         folder = state_dir_of(fl_ctx)

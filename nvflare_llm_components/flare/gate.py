@@ -64,7 +64,8 @@ class ResultGate:
         result, task = (fl_ctx.get_prop(key) for key in (FLContextKey.TASK_RESULT, FLContextKey.TASK_NAME))
         if not isinstance(result, Shareable):
             return None
-        if result.get_return_code() != ReturnCode.OK:
+        code = result.get_return_code()
+        if not isinstance(code, str) or code != ReturnCode.OK:  # an array of one OK equals it, too
             code, reason = as_failure(result, fl_ctx)
             return f"Result of site '{_site_of(fl_ctx)}' for task '{task}': {code}. {reason}".rstrip()
         try:

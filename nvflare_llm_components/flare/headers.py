@@ -32,4 +32,6 @@ def round_of(shareable: Shareable) -> int | None:
 def error_of(reply: Shareable) -> str | None:
     """Why a task failed, as the other side says it: one line, escaped and cut; None where it does not."""
     reason = reply.get_header(ERROR_HEADER)
-    return printable(reason) if reason else None
+    if isinstance(reason, str):
+        return printable(reason) if reason else None
+    return None if reason is None else printable(reason)  # what an array is worth, Python will not say

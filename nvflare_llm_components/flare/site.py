@@ -12,6 +12,7 @@ from nvflare.apis.utils.fl_context_utils import add_job_audit_event
 from nvflare_llm_components.flare.headers import is_server
 from nvflare_llm_components.flare.tasks import is_simulator
 from nvflare_llm_components.policy.job import accept_model, check_adapter, check_initial
+from nvflare_llm_components.policy.json_file import check_json_alone
 from nvflare_llm_components.policy.limits import check_free_disk, check_model_bytes
 from nvflare_llm_components.policy.model_files import check_model_folder
 from nvflare_llm_components.policy.places import JobPlaces, earlier_run
@@ -28,6 +29,18 @@ def policy_of(fl_ctx: FLContext) -> SitePolicy:
     """
     workspace = _workspace(fl_ctx)
     return SitePolicy() if workspace is None else read_policy(Path(workspace.get_site_config_dir()))
+
+
+def policy_for_job(fl_ctx: FLContext) -> SitePolicy:
+    """The policy that a job is held to, which is one of JSON alone.
+
+    Raises:
+        PolicyError: the file can't be used, or the job's configuration is not JSON.
+    """
+    workspace = _workspace(fl_ctx)
+    if workspace is not None:
+        check_json_alone(Path(workspace.get_app_dir(fl_ctx.get_job_id())))
+    return policy_of(fl_ctx)
 
 
 def places_of(fl_ctx: FLContext, policy: SitePolicy) -> JobPlaces:
@@ -50,7 +63,7 @@ def accepted_start(fl_ctx: FLContext, model_name_or_path: str | None) -> str | N
     if not model_name_or_path or "{" in model_name_or_path:
         return model_name_or_path
     with _audited(fl_ctx):
-        policy = policy_of(fl_ctx)
+        policy = policy_for_job(fl_ctx)
         model = accept_model("model_name_or_path", model_name_or_path, places_of(fl_ctx, policy))
         if not is_server(fl_ctx) and fl_ctx.get_process_type() is not None:
             check_initial(model, policy, "the persistor of a site")
@@ -64,7 +77,7 @@ def accepted_adapter(fl_ctx: FLContext, peft_config: dict[str, Any] | None) -> N
         PolicyError: naming the setting; audited.
     """
     with _audited(fl_ctx):
-        check_adapter(peft_config, policy_of(fl_ctx))
+        check_adapter(peft_config, policy_for_job(fl_ctx))
 
 
 def accepted_run(fl_ctx: FLContext, argument: str, value: str, *, may_be_brought: bool = False) -> Path:
@@ -81,7 +94,7 @@ def accepted_run(fl_ctx: FLContext, argument: str, value: str, *, may_be_brought
         PolicyError: it is none of this site's, or another submitter's; audited.
     """
     with _audited(fl_ctx):
-        further = [Path(entry) for entry in policy_of(fl_ctx).places.runs]
+        further = [Path(entry) for entry in policy_for_job(fl_ctx).places.runs]
         workspace, job_id = _workspace(fl_ctx), fl_ctx.get_job_id()
         if workspace is None:
             return earlier_run(argument, value, further=further)
@@ -115,7 +128,7 @@ def accepted_size(fl_ctx: FLContext, num_weights: int) -> None:
         PolicyError: it is; audited.
     """
     with _audited(fl_ctx):
-        check_model_bytes(4 * num_weights, policy_of(fl_ctx).limits)
+        check_model_bytes(4 * num_weights, policy_for_job(fl_ctx).limits)
 
 
 def accepted_write(fl_ctx: FLContext, folder: Path) -> None:
@@ -125,7 +138,7 @@ def accepted_write(fl_ctx: FLContext, folder: Path) -> None:
         PolicyError: it has not; audited.
     """
     with _audited(fl_ctx):
-        check_free_disk(folder, policy_of(fl_ctx).limits)
+        check_free_disk(folder, policy_for_job(fl_ctx).limits)
 
 
 @contextmanager

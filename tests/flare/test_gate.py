@@ -94,6 +94,23 @@ def with_code(code: Any) -> Callable[[Shareable], Shareable]:
     return forge
 
 
+def with_header(key: str, value: Any) -> Callable[[Shareable], Shareable]:
+    def forge(result: Shareable) -> Shareable:
+        result.set_header(key, value)
+        return result
+
+    return forge
+
+
+def with_reason(reason: Any) -> Callable[[Shareable], Shareable]:
+    return lambda result: with_header(ERROR_HEADER, reason)(with_code(ReturnCode.EXECUTION_EXCEPTION)(result))
+
+
+def kind_array(result: Shareable) -> Shareable:
+    result["DXO"]["kind"] = np.array(["WEIGHTS", "WEIGHTS"])
+    return result
+
+
 def broken_container(result: Shareable) -> Shareable:
     result["DXO"] = [1, 2, 3]
     return result
@@ -136,6 +153,17 @@ FORGERIES: dict[str, tuple[Callable[[Shareable], Shareable], str]] = {
     "a missing name": (changing(lambda dxo: dxo.data.pop(NORM)), rf"1 missing \({NORM}\)"),
     "a surplus name": (tensors(evil=torch.ones(2)), r"1 unknown \(evil\)"),
     "a name to forge a log": (tensors(**{"x\nERROR b": torch.ones(2)}), r"unknown \(x\\nERROR b\)"),
+    "a code that is one OK in an array": (with_code(np.array(["OK"])), "EXECUTION_RESULT_ERROR"),
+    "a reason that is an array": (with_reason(np.array([1, 2])), r"EXECUTION_EXCEPTION. \[1 2\]"),
+    "a type of content that is an array": (
+        with_header(ReservedHeaderKey.CONTENT_TYPE, np.arange(2)),
+        "cannot",
+    ),
+    "a weight that is an array": (meta(**{STEPS: np.array([1.0, 2.0])}), "expected a weight above 0"),
+    "a metric that is an array": (metrics({"eval_loss": np.array([1.0, 2.0])}), "expected metric"),
+    "metrics that are an array": (metrics(np.array([1.0, 2.0])), "expected up to 64 metrics"),
+    "a marker that is an array": (meta(**{WIRE_MARKER: np.array([1.0, 2.0])}), "still encoded"),
+    "a kind that is an array": (kind_array, "cannot be read|expected data kind"),
     "no tensors": (changing(lambda dxo: dxo.data.clear()), "missing"),
     "differences": (kind(DataKind.WEIGHT_DIFF), "kind WEIGHTS, found 'WEIGHT_DIFF'"),
     "a collection": (kind(DataKind.COLLECTION), "found 'COLLECTION'"),
