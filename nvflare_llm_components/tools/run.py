@@ -11,6 +11,8 @@ from rich.console import Console
 from nvflare_llm_components.components import COMPONENTS
 from nvflare_llm_components.jobs.read import resolved
 from nvflare_llm_components.tools.checks.check import check, show
+from nvflare_llm_components.tools.checks.data import first_row
+from nvflare_llm_components.tools.checks.subject import Subject
 from nvflare_llm_components.tools.federation import Federation, simulate
 from nvflare_llm_components.tools.shell import CommandError, Shell
 from nvflare_llm_components.tools.view import View, duration
@@ -48,6 +50,12 @@ def run(
     if not show(findings, console):
         causes = [finding.sentence for finding in findings if finding.level == "error"]
         raise CommandError(f"The job was not started.\n{causes[0]}")
+    if not Subject(job, tuple(sites)).executors:
+        command = shlex.join(["nvflare", "simulator", str(job), "-w", str(workspace), "-c", ",".join(sites)])
+        raise CommandError(
+            f"{job}: expected sites with HFSFTExecutor, by whose records `run` judges. Found none. "
+            f"Type: nvflare-llm allow {shlex.quote(str(workspace))} --new, then: {command} -t {len(sites)}"
+        )
     if threads and threads < len(sites):
         console.print(
             f"With {threads} threads for {len(sites)} sites FLARE starts a site's process anew for each "
@@ -64,7 +72,7 @@ def run(
     except KeyboardInterrupt:
         raise CommandError(_interrupted(workspace, started)) from None
     warnings = [f"Warning: {finding.sentence}" for finding in findings if finding.level == "warning"]
-    for line in (*warnings, *_next(federation), _verdict(federation, len(sites))):
+    for line in (*warnings, *_next(federation, sites[0]), _verdict(federation, len(sites))):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return federation
 
@@ -105,12 +113,15 @@ def _verdict(federation: Federation, num_sites: int) -> str:
     return f"Done: {num_sites} sites, {loss}{duration(federation.seconds)}. The model: {federation.model}"
 
 
-def _next(federation: Federation) -> list[str]:
+def _next(federation: Federation, site: str) -> list[str]:
     workspace = shlex.quote(str(federation.workspace))
+    executor = Subject(federation.job, (site,)).executors.get(site, {})
+    first = first_row(executor.get("train_data")) or {}
+    chat = " --chat" if "messages" in first else ""  # asked as it was trained
     return [
         "Next:",
         f"  nvflare-llm plot {workspace} -o curves.png",
         f"  nvflare-llm report {workspace} -o report.html",
         f"  nvflare-llm traffic {workspace}",
-        f"  nvflare-llm generate {shlex.quote(str(federation.model))} --prompt 'Your question'",
+        f"  nvflare-llm generate {shlex.quote(str(federation.model))} --prompt 'Your question'{chat}",
     ]

@@ -96,7 +96,7 @@ def check_rows(subject: Subject) -> Iterator[Finding]:
 
 def _columns(path: str, refusal: str) -> str:
     """The columns that are there: a site's error may not name them, but here they are one's own."""
-    first = _first_row(path) if "expected columns" in refusal else None
+    first = first_row(path) if "expected columns" in refusal else None
     return f" Its columns: {printable(', '.join(map(str, first)), 200)}." if first else ""
 
 
@@ -104,7 +104,7 @@ def check_template(subject: Subject) -> Iterator[Finding]:
     """Rows of messages need a model with a chat template."""
     models = subject.local_models()
     for site, args in subject.executors.items():
-        first = _first_row(args.get("train_data"))
+        first = first_row(args.get("train_data"))
         if site in models and first and "messages" in first and not has_template(models[site]):
             yield error(
                 f"{site}: expected a model with a chat template, for rows of messages. Found none in "
@@ -123,7 +123,8 @@ def has_template(folder: Path) -> bool:
         return False
 
 
-def _first_row(path: Any) -> dict[str, Any] | None:
+def first_row(path: Any) -> dict[str, Any] | None:
+    """The first row of a file as a site reads it; None where there is none."""
     return next(_rows(path), None)
 
 

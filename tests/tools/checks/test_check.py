@@ -353,6 +353,10 @@ def test_a_job_of_the_filters_alone_is_checked_as_far_as_it_is_ours(desk: Desk):
     desk.edit("client", lambda config: config["task_result_filters"][0].update(tasks=["train"]))
     assert [each.sentence for each in desk.found() if each.level == "error"] == []
     assert any("none is HFSFTExecutor" in each.sentence for each in desk.found())
+    with pytest.raises(
+        CommandError, match=r"Found none\. Type: .* nvflare simulator \S+ -w \S+ -c a,b,c -t 3"
+    ):
+        run(desk.job, desk.job.parent / "ws", desk.sites, console=Console(quiet=True))
     desk.edit("server", lambda config: config.update(task_result_filters=[]))
     assert any("task_result_filters of server" in each.sentence for each in desk.found())
     desk.edit("client", lambda config: config.update(executors=[]))
