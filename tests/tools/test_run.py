@@ -14,10 +14,11 @@ import pytest
 from rich.console import Console
 
 from nvflare_llm_components.jobs.write import chosen, write_job
+from nvflare_llm_components.tools.federation import Federation
 from nvflare_llm_components.tools.resume import resume_job
-from nvflare_llm_components.tools.run import run
+from nvflare_llm_components.tools.run import _next, run
 from nvflare_llm_components.tools.shell import CommandError
-from tests.tiny import save_tiny_model, write_site_data
+from tests.tiny import save_tiny_model, write_rows, write_site_data
 
 SITES = ["a", "b"]
 
@@ -92,6 +93,14 @@ def test_a_run_that_is_ended_from_the_keyboard_says_how_to_go_on(places: Path):
     assert re.search(r"Ended by you, with \d+ rounds? done\. To go on: nvflare-llm resume \S+/ws --out", last)
     resume_job(places / "ws", places / "job2")
     assert (places / "job2/meta.json").is_file()
+
+
+def test_a_model_that_was_trained_on_messages_is_asked_by_its_template(places: Path):
+    federation = Federation("job", job(places / "job"), places / "ws", 1.0)
+    assert not any("--chat" in line for line in _next(federation, "a"))
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    write_rows(places / "data/a/training.jsonl", [{"messages": turns}])
+    assert _next(federation, "a")[-1].endswith("--prompt 'Your question' --chat")
 
 
 def test_a_job_with_an_error_is_not_started(places: Path, console: Console):
