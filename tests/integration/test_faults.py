@@ -35,8 +35,8 @@ def poc(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Poc]:
         yield poc
 
 
-def job(folder: Path) -> Path:
-    return quorum_job(folder, rounds=ROUNDS, grace_s=GRACE_S, evaluation_s=3 * GRACE_S, local_epochs=2)
+def job(folder: Path, grace_s: float = GRACE_S) -> Path:
+    return quorum_job(folder, rounds=ROUNDS, grace_s=grace_s, evaluation_s=3 * GRACE_S, local_epochs=2)
 
 
 def between_rounds(poc: Poc, job_id: str) -> Callable[[], bool]:
@@ -113,11 +113,13 @@ def test_a_sites_clock_jumps(jump_s: int, poc: Poc, tmp_path: Path):
     kill(poc, VICTIM)
     poc.cli("poc", "start", "-p", VICTIM, variables=variables)
     try:
-        began, job_id = time.monotonic(), poc.submit(job(tmp_path))
+        # A library between a process and its clock slows it down: that is not the fault.
+        began, job_id = time.monotonic(), poc.submit(job(tmp_path, grace_s=300))
         wait_for(in_training(poc, job_id))
         (tmp_path / "next").write_text(f"{jump_s:+d}")
         (tmp_path / "next").replace(offset)  # at no moment is it empty
-        finished(poc, job_id, tmp_path, began, f"site's clock jumps by {jump_s:+d} s, in_training")
+        rounds = finished(poc, job_id, tmp_path, began, f"site's clock jumps by {jump_s:+d} s, in_training")
+        assert not any(r["missing"] for r in rounds)
         times = [r["time"] for r in records(poc.run_dir(VICTIM, job_id), "round")]
         assert abs(times[-1] - times[0] - jump_s) < 3600, "the site saw the jump"
     finally:
@@ -173,6 +175,6 @@ def faked_clock(offset: Path) -> dict[str, str]:
     return {
         "LD_PRELOAD": library,
         "FAKETIME_TIMESTAMP_FILE": str(offset),
-        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
