@@ -110,8 +110,7 @@ def test_a_sites_clock_jumps(jump_s: int, poc: Poc, tmp_path: Path):
     offset = tmp_path / "offset"
     offset.write_text("+0")
     variables = faked_clock(offset)
-    kill(poc, VICTIM)
-    poc.cli("poc", "start", "-p", VICTIM, variables=variables)
+    restart(poc, VICTIM, variables)
     try:
         # A library between a process and its clock slows it down: that is not the fault.
         began, job_id = time.monotonic(), poc.submit(job(tmp_path, grace_s=300))
@@ -123,8 +122,7 @@ def test_a_sites_clock_jumps(jump_s: int, poc: Poc, tmp_path: Path):
         times = [r["time"] for r in records(poc.run_dir(VICTIM, job_id), "round")]
         assert abs(times[-1] - times[0] - jump_s) < 3600, "the site saw the jump"
     finally:
-        kill(poc, VICTIM)
-        poc.cli("poc", "start", "-p", VICTIM)
+        restart(poc, VICTIM, {})
 
 
 def test_the_server_is_killed_and_the_job_is_continued(poc: Poc, tmp_path: Path):
@@ -157,6 +155,18 @@ def kill(poc: Poc, site: str) -> None:
     for process in processes:
         process.kill()
     wait_for(lambda: not poc.processes(f"/prod_00/{site}"))
+
+
+def restart(poc: Poc, site: str, variables: dict[str, str]) -> None:
+    """Kill a site, start it with further variables, and wait until the server has it again."""
+
+    def num_registered() -> int:
+        return (poc.kit(site) / "log.txt").read_text().count("Successfully registered client")
+
+    before = num_registered()
+    kill(poc, site)
+    poc.cli("poc", "start", "-p", site, variables=variables)
+    wait_for(lambda: num_registered() > before)
 
 
 def submitted(poc: Poc, job: Path) -> str | None:
