@@ -18,6 +18,8 @@ _Size = count(-1, 2**14)  # two of them make a tensor of 1 GiB at most
 _Length = count(0, 2**24)  # of one vector
 _Steps = count(0, 2**31)
 _Few = count(0, 256)  # of what is repeated: layers, iterations
+_Part = count(-1, 2**12)  # of what is multiplied by a width of the model, or by another one of its kind
+_MOST_PREFIXES = 2**18  # of all layers
 _Seed = count(0, 2**63 - 1)
 _Factor: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 # PEFT matches each name with each module, as a regular expression: Python keeps 512 of them compiled.
@@ -47,12 +49,15 @@ _BY_TYPE: dict[Any, str] = {
     _Rank: "r init_r target_r mini_r hybrid_r subspace_rank num_ranks",
     _Size: "alpha lora_alpha randlora_alpha psoft_alpha adapter_layers adapter_len block_size "
     "boft_block_num boft_block_size boft_n_butterfly_factor decompose_factor "
-    "encoder_hidden_size gralora_k group_size asa_target_subspaces n_skills n_splits n_tasks "
-    "num_B num_attention_heads num_frozen_tokens num_subspaces num_tasks num_vectors "
-    "num_virtual_tokens oft_block_size prompt_tuning_init_task qalora_group_size stride_A "
-    "token_dim topk u vector_length shadow_hidden_size shadow_intermediate_size "
+    "gralora_k group_size asa_target_subspaces n_skills n_splits n_tasks "
+    "num_B num_attention_heads num_frozen_tokens num_subspaces num_tasks "
+    "oft_block_size prompt_tuning_init_task qalora_group_size stride_A "
+    "token_dim topk u shadow_hidden_size shadow_intermediate_size "
     "shadow_num_attention_heads update_hidden_size delora_lambda effective_rank",
-    _Few: "encoder_num_layers num_layers depth num_transformer_submodules psoft_svd_lowrank_niter "
+    _Part: "num_vectors num_virtual_tokens vector_length",
+    count(0, 1024): "encoder_hidden_size",
+    count(0, 4): "encoder_num_layers",
+    _Few: "num_layers depth num_transformer_submodules psoft_svd_lowrank_niter "
     "num_cayley_neumann_terms shadow_num_hidden_layers",
     _Steps: "deltaT final_warmup init_warmup mask_interval tfinal tinit total_step",
     _Length: "n_frequency theta_d_length",
@@ -130,3 +135,9 @@ def check_peft_config(peft_config: Mapping[str, Any] | None) -> None:
     if not isinstance(peft_config, Mapping):
         raise PolicyError(f"peft_config: expected an object, found {type(peft_config).__name__}.")
     refuse_unlisted("peft_config", {"peft_type": "", **peft_config}, PEFT_CONFIG, _REASONS)
+    num_prefixes = (peft_config.get("num_virtual_tokens") or 0) * (peft_config.get("num_layers") or 1)
+    if num_prefixes > _MOST_PREFIXES:
+        raise PolicyError(
+            f"peft_config: num_virtual_tokens x num_layers: expected at most {_MOST_PREFIXES:,}, found "
+            f"{num_prefixes:,}. Leave num_layers out: PEFT knows the model's."
+        )

@@ -21,6 +21,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _QUIET = re2.Options()
 _QUIET.log_errors = False
 _MAX_PATTERN = 1000  # characters
+_MAX_PATTERNS = 200
 _SMALL_VECTOR = 1 << 16  # norms and biases: thousands of weights beside millions
 
 
@@ -47,6 +48,11 @@ class PrecisionPolicy:
         _check_precision("precision", self.precision)
         if self.block_size is not None:
             check_block_size(self.block_size)
+        if len(self.overrides or {}) > _MAX_PATTERNS:
+            raise ValueError(
+                f"overrides should be at most {_MAX_PATTERNS} patterns: each is looked for in each name. "
+                f"Found {len(self.overrides or {})}."
+            )
         patterns = tuple(_compiled(pattern, name) for pattern, name in (self.overrides or {}).items())
         object.__setattr__(self, "_patterns", patterns)
 

@@ -16,6 +16,7 @@ _EVAL = ("eval loss of the global model", "eval", "eval_loss")
 _TRAIN = ("training loss", "train", "loss")
 _RATE = ("learning rate", "train", "learning_rate")
 _DASH = 5.0  # points
+_MAX_LINES = 200
 _WINDOW = 10  # optimizer steps over which a training loss is smoothed, where there are enough
 _SAME = 0.025  # of the panel's range: curves that are nearer all along lie on each other
 _Curve = tuple[list[int], list[float]]
@@ -139,12 +140,12 @@ def _lie_together(one: dict[int, float], other: dict[int, float], near: float) -
 def _mark_rounds(axes: Sequence[Axes], runs: Sequence[SiteRun]) -> None:
     """Lines at the round boundaries of the run with most rounds; other runs may have other boundaries."""
     rounds = max((run.metrics("round") for run in runs), key=len)
-    every = max(1, -(-len(rounds) // 10))
+    every, apart = (max(1, -(-len(rounds) // most)) for most in (10, _MAX_LINES))
     for number, record in enumerate(rounds):
         if number % every == 0:
             label = f" round {record['round'] + 1}"
             axes[0].text(record["start_step"], 1.01, label, transform=_above(axes[0]), fontsize="small")
-        for axis in axes:
+        for axis in axes if number % apart == 0 else ():
             axis.axvline(record["start_step"], color="grey", linewidth=0.8, linestyle=":")
 
 

@@ -1,6 +1,7 @@
 """Finds and reads what a run left: the records of its sites."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ _REAL = (
 )
 _WORDS = ["kind", "operation", "task", "direction", "site", "peer"]
 _NEEDED = {"train": ("step",), "eval": ("step",), "round": ("round", "start_step", "end_step")}
-_LARGEST = 2**63
+_LARGEST = 2**50  # of a count, and of a real number: what a figure can hold
 
 
 ROUNDS, METRICS, FINAL = "rounds.jsonl", "metrics.jsonl", "final_evaluation.json"
@@ -221,7 +222,8 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_real(value: object) -> bool:
-    return type(value) is float or _is_whole(value)
+    # What diverged is no number, and is told; what is out of all reason is left out.
+    return (type(value) is float and not _LARGEST <= abs(value) < math.inf) or _is_whole(value)
 
 
 def of_kind(records: Iterable[Record], kind: str) -> list[Record]:

@@ -96,3 +96,20 @@ def test_names_are_no_more_than_python_keeps_compiled(key):
 def test_few_patterns_of_layers_are_allowed():
     with pytest.raises(PolicyError, match=r"peft_config\.layers_pattern"):
         check_peft_config({"peft_type": "LORA", "layers_pattern": [f"a{n}" for n in range(17)]})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_type": "P_TUNING", "encoder_hidden_size": 2**14},
+        {"peft_type": "P_TUNING", "encoder_num_layers": 256},
+        {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2**14},
+        {"peft_type": "CARTRIDGE", "num_virtual_tokens": 2**12, "num_layers": 256},
+        {"peft_type": "VBLORA", "num_vectors": 2**14, "vector_length": 2**14},
+    ],
+    ids=str,
+)
+def test_a_few_words_make_no_adapter_of_gigabytes(settings):
+    """The first two took more than 5 GiB on a model of forty thousand weights, the others 1.4 to 2.4."""
+    with pytest.raises(PolicyError, match=r"peft_config.*expected"):
+        check_peft_config(settings)

@@ -58,3 +58,10 @@ def test_a_pattern_beyond_re2_is_refused_in_one_line_when_the_job_is_parsed(patt
         PrecisionPolicy("fp16", overrides={pattern: "int8"})
     assert str(refusal.value).isprintable()
     assert len(str(refusal.value)) < 1500
+
+
+def test_overrides_are_few():
+    """A hundred thousand took ten seconds to compile, and minutes of each message."""
+    PrecisionPolicy("fp16", overrides={f"layer{n}": "int8" for n in range(200)})
+    with pytest.raises(ValueError, match=r"overrides should be at most 200 patterns.*Found 201"):
+        PrecisionPolicy("fp16", overrides={f"layer{n}": "int8" for n in range(201)})

@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -103,3 +104,28 @@ def test_where_the_servers_records_are_gone_the_sites_tell(workspace, tmp_path):
 def test_a_folder_without_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Found none"):
         report(tmp_path, tmp_path / "report.html")
+
+
+HUGE = {"kind": "train", "step": 2**62, "round": 1, "loss": 1e308, "learning_rate": 1e308}
+
+
+@pytest.mark.parametrize("step", [2**62, -(2**62), 5])
+@pytest.mark.parametrize("loss", [1e308, float("inf"), float("nan")])
+def test_numbers_out_of_all_reason_stop_no_report(step, loss, workspace, tmp_path):
+    """They ended it with a singular matrix."""
+    file = workspace / "site-1/simulate_job/metrics.jsonl"
+    with file.open("a") as records:
+        for record in (HUGE | {"loss": loss}, {"kind": "eval", "step": step, "round": 0, "eval_loss": loss}):
+            records.write(json.dumps(record) + "\n")
+    assert report(workspace, tmp_path / "report.html").is_file()
+
+
+def test_thousands_of_rounds_take_no_minutes(workspace, tmp_path):
+    """Thirty thousand took more than a minute and a half: a line for each."""
+    rounds = [{"kind": "round", "round": n, "start_step": n, "end_step": n + 1} for n in range(20_000)]
+    write(
+        workspace / "site-1/simulate_job/metrics.jsonl", {"kind": "eval", "step": 0, "eval_loss": 1}, *rounds
+    )
+    started = time.monotonic()
+    assert report(workspace, tmp_path / "report.html").is_file()
+    assert time.monotonic() - started < 20
