@@ -9,7 +9,7 @@ BENCH := $(BENCH_VENV)/bin
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .PHONY: demo docs test test-fast test-field test-slow test-lowest test-newest check format gpu-check clean help
-.PHONY: bench-codecs bench-convergence bench-round-trip bench-round-overhead bench-checkpoint-io bench-memory
+.PHONY: bench-codecs bench-convergence bench-round-trip bench-round-overhead bench-checkpoint-io bench-memory bench-step-memory
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -72,6 +72,9 @@ bench-round-trip: $(BENCH_INSTALLED)  ## memory and time of two rounds of a 1152
 
 bench-round-overhead: $(INSTALLED)  ## job time over training time beside stock flare.patch
 	$(BIN)/python -m benchmarks.round_overhead
+
+bench-step-memory: $(INSTALLED)  ## what sizes --memory tells, beside measured training steps
+	$(BIN)/python -m benchmarks.step_memory
 
 bench-checkpoint-io: $(INSTALLED)  ## saving and loading beside torch.save and save_pretrained
 	$(BIN)/python -m benchmarks.checkpoint_io

@@ -95,12 +95,22 @@ def sizes(
         float | None, typer.Option(help="a site's own line, in Mbit/s: do the messages fit the timeouts?")
     ] = None,
     job: Annotated[Path | None, typer.Option(help="whose timeouts; default: the shipped jobs'")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="what training takes at a site instead")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="--memory: rows of a step")] = 8,
+    length: Annotated[int, typer.Option(min=1, help="--memory: tokens of a row")] = 1024,
+    processes: Annotated[int, typer.Option(min=1, help="--memory: processes of the site")] = 1,
+    dtype: Annotated[str, typer.Option(help="--memory: of the weights")] = "float32",
+    optim: Annotated[str, typer.Option(help="--memory: the optimizer")] = "adamw_torch",
 ) -> None:
-    """Tell bytes of a message and seconds of a round before anything is run."""
+    """Tell bytes of a message and seconds of a round, or memory of a step, before anything is run."""
+    from nvflare_llm_components.tools.memory import show_memory
     from nvflare_llm_components.tools.sizes import show_sizes
 
     with _one_sentence():
-        show_sizes(model, precision or None, peft, clients, mbps, rate=rate, job=job)
+        if memory:
+            show_memory(model, peft, batch_size, length, processes, dtype=dtype, optim=optim)
+        else:
+            show_sizes(model, precision or None, peft, clients, mbps, rate=rate, job=job)
 
 
 @app.command()

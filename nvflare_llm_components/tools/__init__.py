@@ -28,6 +28,8 @@ Read in this order:
 - :mod:`.traffic`           What a run sent and received: a table, a plot or JSON of the ledgers that the
                             filters keep
 - :mod:`.sizes`             What one message and one round will cost, from a model's config alone
+- :mod:`.memory`            Whether a model can be trained on a device: what one process of a site needs, by
+                            sharding
 - :mod:`.timeouts`          Whether a message gets through in the time that a job gives it: arithmetic, before
                             anything is run
 - :mod:`.find_run`          Finds what an earlier run left, wherever it ran: its job, its models, its sites

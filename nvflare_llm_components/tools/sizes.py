@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from nvflare.fuel.utils import fobs
@@ -61,12 +62,19 @@ def meta_state_dict(model: str, peft: str | None = None) -> dict[str, torch.Tens
         CheckpointError: if there is no config at `model`, or it can't be built here.
         ValueError: if `peft` is no JSON object.
     """
-    bare = meta_model(model)
+    built = adapted(meta_model(model), peft)
     if peft is None:
-        return {name: parameter.detach() for name, parameter in _tensors(bare)}
-    adapted = get_peft_model(bare, get_peft_config(_peft_settings(peft)))
-    state: Mapping[str, torch.Tensor] = get_peft_model_state_dict(adapted)
+        return {name: parameter.detach() for name, parameter in _tensors(built)}
+    state: Mapping[str, torch.Tensor] = get_peft_model_state_dict(built)
     return dict(state)
+
+
+def adapted(model: Any, peft: str | None) -> Any:
+    """A model of the meta device with an adapter on it, where there is one; see :func:`meta_state_dict`."""
+    if peft is None:
+        return model
+    with torch.device("meta"):
+        return get_peft_model(model, get_peft_config(_peft_settings(peft)))
 
 
 def message_size(state: Mapping[str, torch.Tensor], policy: PrecisionPolicy, label: str) -> MessageSize:

@@ -11,6 +11,7 @@ Read in this order:
 - :mod:`.quantized`     A base of 4 or 8 bits, over which an adapter trains: what it needs, said before the
                         model is loaded
 - :mod:`.sizes`         What a model takes, told by its configuration before anything of it is loaded
+- :mod:`.step_memory`   What a training step holds in memory, from a model's configuration alone
 - :mod:`.build`         Puts model, tokenizer, data and settings together into one trainer
 - :mod:`.trainer`       TRL's trainer with a place to stop at each round boundary
 - :mod:`.worker`        A thread that lives inside one ``trainer.train()`` call and serves requests wherever
