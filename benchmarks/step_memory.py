@@ -27,12 +27,12 @@ GIVES_BACK = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536:glibc.malloc.
 
 
 def build(case: str) -> Any:
-    """A Llama of 28 million weights, as a case has it."""
+    """A Llama of 40 million weights, as a case has it."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
-        vocab_size=8192,
+        vocab_size=32768,
         hidden_size=512,
         intermediate_size=1408,
         num_hidden_layers=8,

@@ -71,7 +71,7 @@ def show_memory(
     console.print(table)
     console.print(
         "checkpoints: the job's gradient_checkpointing. units: layers that full sharding gathers. These are "
-        "tensors alone: add half a GiB for libraries or CUDA's context; a CPU's allocator keeps up to a third.",
+        "tensors alone: add half a GiB for libraries or CUDA's context; a CPU's allocator keeps more.",
         soft_wrap=True,
     )
 

@@ -8,9 +8,10 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+import trl.trainer.utils
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -93,14 +94,28 @@ def _peak(model: Any, batch_size: int, length: int, gradient_checkpointing: bool
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         rows = torch.zeros((batch_size, length), dtype=torch.long)
-        with _Live() as live:
-            output = model(input_ids=rows, labels=rows, use_cache=False)
-            output.loss.backward()
+        with LiveBytes() as live:
+            _loss(model, rows).backward()
     return int(live.peak)
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of storages from their making to their end."""
+def _loss(model: Any, rows: torch.Tensor) -> torch.Tensor:
+    """The loss as TRL's trainer takes it: from the last layer, without the logits, where its release can."""
+    inputs = {"input_ids": rows, "labels": rows, "use_cache": False}
+    fuse = getattr(trl.trainer.utils, "add_fused_lm_head", None)
+    if fuse is None:
+        return cast(torch.Tensor, model(**inputs).loss)
+    fuse(_base(model), outputs=("log_probs", "entropy", "is_top1"))
+    return cast(torch.Tensor, -model(**inputs, fused_lm_head=True).log_probs.sum())
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages from their making to their end.
+
+    Attributes:
+        now: bytes of those that were made while this was active, and are alive.
+        peak: most of them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,9 +158,13 @@ def _tensors(model: Any) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
 
 def _use_kernels(model: Any) -> None:
     """Attention as training has it: without a matrix of all pairs where the model knows that way."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base(model)
     if base._supports_sdpa:
         base.set_attn_implementation("sdpa")
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _largest_unit(model: Any) -> int:

@@ -161,6 +161,31 @@ def test_rounds_equal_one_call(
     compare(model_folder, data_file, tmp_path, config=config, peft=peft, budget=budget)
 
 
+SAVING = [
+    {"gradient_checkpointing": True},
+    {"bf16": True, "use_cpu": True},
+    {"gradient_checkpointing": True, "bf16": True, "use_cpu": True},
+]
+
+
+@pytest.mark.parametrize("kind", ["sft", "lora"])
+@pytest.mark.parametrize("saving", SAVING, ids=lambda saving: "+".join(saving))
+def test_what_saves_memory_keeps_rounds_equal(saving, kind, model_folder, data_file, tmp_path):
+    config = sft_config("cosine", 2, 1) | saving
+    peft = LORA if kind == "lora" else None
+    compare(model_folder, data_file, tmp_path, config=config, peft=peft, budget="steps")
+
+
+def test_checkpoints_change_no_bit(model_folder, data_file, tmp_path):
+    config = sft_config("cosine", 2, 1)
+    plain, saving = (
+        centralized(model_folder, data_file, tmp_path / f"{len(on)}", config | on, None, {"max_steps": 6}, {})
+        for on in ({}, {"gradient_checkpointing": True})
+    )
+    assert plain[1] == saving[1]
+    assert_same(saving[0], plain[0])
+
+
 @pytest.mark.parametrize("budget", ["epoch", "fractional"])
 def test_an_epochs_line_belongs_to_the_round_that_ends_it(budget, model_folder, data_file, tmp_path):
     config = sft_config("linear", 0, 1) | {"logging_strategy": "epoch"}

@@ -6,15 +6,22 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig
 
 from nvflare_llm_components.tensors.names import meta_model
-from nvflare_llm_components.training.step_memory import StepMemory, step_memory
-from tests.tiny import save_tiny_model
+from nvflare_llm_components.training.step_memory import LiveBytes, StepMemory, step_memory
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
+    """A configuration alone, of a model in which layers weigh more than the loss's own buffers."""
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"], vocab_size=1000, hidden_size=512, num_hidden_layers=8,
+        intermediate_size=1024, num_attention_heads=8, tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model")
+    config.save_pretrained(folder)
+    return folder
 
 
 def model(folder: Path) -> Any:
@@ -25,25 +32,17 @@ def nbytes(folder: Path) -> int:
     return sum(4 * weight.numel() for weight in model(folder).parameters())
 
 
-class OneLayer(torch.nn.Module):
-    """What of it is alive when can be said by hand."""
-
-    _supports_sdpa = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.empty(100, 10, device="meta"))
-
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, use_cache: bool) -> Any:
-        return type("Output", (), {"loss": self.weight.exp().sum()})
-
-
-def test_a_layer_counted_by_hand():
-    """The exponential is kept for its own gradient; the loss, and the gradient of it, are a number each."""
-    memory = step_memory(OneLayer(), 2, 3)
-    weight = 100 * 10 * 4
-    assert (memory.weights, memory.gradients, memory.optimizer) == (weight, weight, 2 * weight)
-    assert weight <= memory.activations <= weight + 16
+def test_storages_count_from_their_making_to_their_end():
+    weight = torch.ones(1000, requires_grad=True)
+    with LiveBytes() as live:
+        kept = weight.exp()  # and its gradient, and the loss's own
+        kept.sum().backward()
+        assert 8000 <= live.peak <= 8016
+        view = kept[:10]
+        del kept
+        assert live.now == 8000, "a view keeps its storage"
+        del view
+    assert live.now == 4000, "the gradient is alive"
 
 
 def test_nothing_is_in_memory_and_weights_that_are_tied_count_once(folder: Path):
