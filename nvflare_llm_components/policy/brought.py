@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints
 
 from nvflare_llm_components.policy.json_file import read_json
 from nvflare_llm_components.policy.schema import Names, PolicyError, number, refuse_unlisted
+from nvflare_llm_components.tensors.links import links_in
 from nvflare_llm_components.tensors.text import printable
 
 _FILES = (
@@ -88,13 +89,22 @@ def refuse_programs(folder: Path) -> None:
     _check_vocabulary(tokenizer)
 
 
+def refuse_links(folder: Path) -> None:
+    """Check that a job brought all of a model's files itself: what a link names is this machine's.
+
+    Raises:
+        PolicyError: naming the link.
+    """
+    for link in links_in(folder):
+        raise _refused("its files", "data that the job brings", f"the link {link.relative_to(folder)}")
+
+
 def _check_names(folder: Path) -> None:
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
     surplus = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in _FILES)]
-    links = [name for name in names if (folder / name).is_symlink()]
-    if surplus or links:
+    if surplus:
         raise PolicyError(
-            f"A model that a job brings: expected data alone, found {printable((surplus + links)[0], 80)}. "
+            f"A model that a job brings: expected data alone, found {printable(surplus[0], 80)}. "
             "Templates and scripts are programs; a model that needs them lies at the site, below "
             "NVFLARE_LLM_MODEL."
         )

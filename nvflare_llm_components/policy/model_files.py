@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nvflare_llm_components.policy.brought import refuse_programs
+from nvflare_llm_components.policy.brought import refuse_links, refuse_programs
 from nvflare_llm_components.policy.json_file import read_json
 from nvflare_llm_components.policy.schema import PolicyError, refuse_unlisted
 from nvflare_llm_components.policy.training import ATTENTION, QUANTIZATION
@@ -55,8 +55,10 @@ def check_model_folder(folder: Path, *, is_brought: bool, is_trained: bool) -> N
     """
     if not folder.is_dir():
         return
-    if is_brought and is_trained:
-        refuse_programs(folder)
+    if is_brought:
+        refuse_links(folder)
+        if is_trained:
+            refuse_programs(folder)
     _check_index(folder)
     config = read_json(folder / "config.json", _CONFIG_BYTES)
     for part in _parts(config):

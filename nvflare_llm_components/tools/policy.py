@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from nvflare_llm_components.components import COMPONENTS
 from nvflare_llm_components.jobs.read import app_name
 from nvflare_llm_components.policy.job import accept_model, accept_training, check_adapter
+from nvflare_llm_components.policy.json_file import check_json_alone
 from nvflare_llm_components.policy.limits import check_free_disk
 from nvflare_llm_components.policy.places import JobPlaces, earlier_run
 from nvflare_llm_components.policy.schema import PolicyError
@@ -123,6 +124,10 @@ def check_job(job: Path, kit: Path, name: str | None = None) -> list[str]:
     for app in _apps(job, site):
         if (app / "custom").exists():
             found.append(f"{app.name}/custom: expected JSON alone, found code: it needs the right byoc.")
+        try:
+            check_json_alone(app)
+        except PolicyError as error:
+            found.append(str(error))
         side = "server" if site.is_server else "client"
         config = _resolved(app / "config" / f"config_fed_{side}.json", site)
         for path, arguments in _components(config):

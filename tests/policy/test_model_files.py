@@ -165,10 +165,12 @@ def test_a_model_that_a_job_brings_holds_no_program(
     check_model_folder(folder, is_brought=True, is_trained=False)  # and a server runs none
 
 
-def test_a_model_that_a_job_brings_holds_no_link(folder: Path):
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_model_that_a_job_brings_holds_no_link(is_trained: bool, folder: Path):
+    """A server saves what lies beside the weights with the global model."""
     (folder / "merges.txt").symlink_to("/etc/passwd")
-    with pytest.raises(PolicyError, match=r"merges\.txt"):
-        check_model_folder(folder, is_brought=True, is_trained=True)
+    with pytest.raises(PolicyError, match=r"the link merges\.txt"):
+        check_model_folder(folder, is_brought=True, is_trained=is_trained)
 
 
 def test_a_model_is_no_larger_than_its_files(folder: Path):

@@ -1,6 +1,7 @@
 """The commands of a site's own policy."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,11 @@ def test_what_the_machine_does_not_give_is_told_beforehand(site: Path, setting: 
     init_policy(site, [setting])
     (found,) = check_job(JOBS / "sft", site)
     assert refusal in found
+
+
+def test_a_configuration_beside_the_json_is_told(site: Path, tmp_path: Path):
+    job = shutil.copytree(JOBS / "sft", tmp_path / "job")
+    assert check_job(job, site) == []
+    next(job.rglob("config_fed_client.json")).with_suffix(".conf").write_text('include file("/etc/passwd")')
+    (told,) = check_job(job, site)
+    assert "expected a job of JSON alone, found config_fed_client.conf" in told
