@@ -215,7 +215,7 @@ class HFSFTExecutor(Executor):
         sent = session.snapshot()
         session.keep_best(sent)
         session.keep(report, metrics, sent)
-        session.record(report, time.monotonic() - started)
+        session.record(report, time.monotonic() - started, present.num_rounds)
         self._log_round(report, metrics, fl_ctx)
         return self._result(gate, sent, received, report, metrics)
 

@@ -49,13 +49,17 @@ class View:
             ]
         for number, _, who, line in sorted(done):
             self._once(f"{number} {who}", line)
-        lines = [_overall(rounds), *(_site_line(name, records) for name, records in sites.items())]
+        overall = "" if done and not rounds else _overall(rounds)
+        lines = [overall, *(_site_line(name, records) for name, records in sites.items())]
         return "\n".join(line for line in lines if line)
 
     def is_over(self) -> bool:
-        """Whether the last round is done."""
-        rounds = self.rounds()
-        return bool(rounds) and rounds[-1]["round"] + 1 == rounds[-1].get("num_rounds")
+        """Whether the last round is done, by the server's records or, where there are none, the sites'."""
+        sites = [of_kind(having(read_lines(file), "round"), "round") for file in self._files(METRICS)]
+        told = [self.rounds()] if self.rounds() else sites
+        return bool(told) and all(
+            records and records[-1]["round"] + 1 == records[-1].get("num_rounds") for records in told
+        )
 
     def final(self) -> Record:
         """What the sites found of the last model: ``eval_loss``, by site in ``sites``; empty for nothing."""

@@ -229,9 +229,9 @@ class SFTSession:
         is_same = (report.round, self._progress["received"]) == (round_number, self._received)
         return (report, self._progress["metrics"]) if is_same else None
 
-    def record(self, report: RoundReport, task_seconds: float) -> None:
-        """Add the round's line to ``metrics.jsonl``."""
-        self._metrics.write("round", **asdict(report), task_seconds=task_seconds)
+    def record(self, report: RoundReport, task_seconds: float, num_rounds: int | None = None) -> None:
+        """Add the round's line to ``metrics.jsonl``, with the number of rounds where it is known."""
+        self._metrics.write("round", **asdict(report), task_seconds=task_seconds, num_rounds=num_rounds)
 
     def save_model(self, folder: Path) -> Path:
         """Write model (or adapter) and tokenizer as ``from_pretrained`` opens them; returns ``folder``."""

@@ -82,6 +82,21 @@ def test_a_run_that_is_over_is_told_round_by_round(tmp_path, console):
     ]
 
 
+def test_on_a_sites_machine_and_after_a_job_the_sites_records_say_that_it_is_over(tmp_path, console):
+    done = {"kind": "round", "num_steps": 5, "train_loss": 2.0, "num_rounds": 2}
+    for site in ("site-1", "site-2"):
+        write(tmp_path / site / "0123/metrics.jsonl", train(1), done | {"round": 0})
+    view = View(tmp_path, console)
+    assert not view.is_over()
+    assert "No round is done yet" not in view.text()
+    write(tmp_path / "site-1/0123/metrics.jsonl", done | {"round": 1})
+    assert not view.is_over()
+    write(tmp_path / "site-2/0123/metrics.jsonl", done | {"round": 1})
+    assert view.is_over()
+    watch(tmp_path, console)
+    assert "site-2     round 2: 5 steps" in console.file.getvalue()
+
+
 def test_of_several_jobs_it_shows_the_latest(tmp_path, console):
     write(tmp_path / "server/old/rounds.jsonl", round_record(2))
     write(tmp_path / "server/new/rounds.jsonl", round_record(0))
