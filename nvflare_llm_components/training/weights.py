@@ -142,7 +142,11 @@ def _read(print_of: "_Fingerprint", name: str, value: Any, shape: torch.Size) ->
             f"Global model: expected shape {tuple(shape)} for '{name}', found {tuple(tensor.shape)}. "
             "Give server and sites the same model."
         )
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_complex():
+        raise ReportableError(f"Global model: expected real values in '{name}', found {tensor.dtype}.")
+    # Finite in 64 bits is not yet finite in the model.
+    narrow = tensor.float() if tensor.dtype == torch.float64 else tensor
+    if tensor.is_floating_point() and not bool(torch.isfinite(narrow).all()):
         raise ReportableError(
             f"Global model: expected finite values in '{name}', found NaN or infinity. "
             "A site's training diverged, or a lower precision overflowed."

@@ -82,3 +82,19 @@ def test_a_difference_is_in_float32():
     assert found["w"].item() == 2**-10
     assert found["w"].dtype == torch.float32
     assert found["n"].item() == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value.double() * 0 + 1e300, "expected finite values in"),
+        (lambda value: value * torch.nan, "expected finite values in"),
+        (lambda value: value.to(torch.complex64), "expected real values in"),
+    ],
+)
+def test_what_would_not_be_finite_in_the_model_does_not_come_in(change, words, model_folder):
+    model = load_model(str(model_folder), {})
+    before = weights.snapshot(model)
+    with pytest.raises(ValueError, match=words):
+        weights.load(model, {name: change(value) for name, value in before.items()})
+    assert all(value.equal(before[name]) for name, value in weights.snapshot(model).items())
