@@ -17,7 +17,7 @@ _TRAIN = ("training loss", "train", "loss")
 _RATE = ("learning rate", "train", "learning_rate")
 _DASH = 5.0  # points
 _MAX_LINES = 200
-_WINDOW = 10  # optimizer steps over which a training loss is smoothed, where there are enough
+_WINDOW = 10  # optimizer steps over which a training loss is smoothed; of short runs a twentieth
 _SAME = 0.025  # of the panel's range: curves that are nearer all along lie on each other
 _Curve = tuple[list[int], list[float]]
 
@@ -99,9 +99,10 @@ def _draw(axis: Axes, runs: Sequence[SiteRun], kind: str, key: str) -> None:
     for place, run in enumerate(runs):
         records = [record for record in run.metrics(kind) if record.get(key) is not None]
         steps, values = [record["step"] for record in records], [record[key] for record in records]
-        if key == "loss" and len(values) >= 2 * _WINDOW:
+        window = min(_WINDOW, len(values) // 20)
+        if key == "loss" and window > 1:
             axis.plot(steps, values, alpha=0.15, linewidth=1, color=_colour(place))
-            values = smoothed(values, _WINDOW)
+            values = smoothed(values, window)
         curves.append((steps, values))
     for place, (turn, num_turns) in enumerate(_turns(curves)):
         # Curves that lie on each other share a line: each has its turn on it.

@@ -110,7 +110,8 @@ def _verdict(federation: Federation, num_sites: int) -> str:
     losses, final = federation.view.losses(), federation.view.final().get("eval_loss")
     course = [*losses, *([] if final is None else [final])]
     loss = f"eval loss {course[0]:.4f} -> {course[-1]:.4f}, " if len(course) > 1 else ""
-    return f"Done: {num_sites} sites, {loss}{duration(federation.seconds)}. The model: {federation.model}"
+    sites = f"{num_sites} site{'s' * (num_sites != 1)}"
+    return f"Done: {sites}, {loss}{duration(federation.seconds)}. The model: {federation.model}"
 
 
 def _next(federation: Federation, site: str) -> list[str]:
