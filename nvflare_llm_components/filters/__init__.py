@@ -25,7 +25,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare_llm_components.filters.base import PrecisionFilter
 from nvflare_llm_components.flare.gate import refuse
 from nvflare_llm_components.flare.headers import REFUSAL, is_server, round_of
-from nvflare_llm_components.flare.memory import give_back
+from nvflare_llm_components.flare.memory import trim
 from nvflare_llm_components.flare.messages import (
     context_of,
     filters_between,
@@ -247,7 +247,7 @@ class PrecisionDequantizeFilter(PrecisionFilter):
             self._warn_of_plain_message(fl_ctx)
             return None
         if not is_server(fl_ctx):
-            give_back()  # what the site's last message took: FLARE lets go of it when the next one is there
+            trim()  # what the site's last message took: FLARE lets go of it when the next one is there
         try:
             values, traffic = self._decoded(dxo.data, header, fl_ctx)
         except WireFormatError as e:

@@ -22,6 +22,11 @@ def keep_large_buffers_apart() -> None:
 def give_back() -> None:
     """Collect garbage and return the free pages of all heaps to the system; only the former without glibc."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Return the free pages of all heaps to the system, in milliseconds; nothing without glibc."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
