@@ -30,6 +30,7 @@ from tests.tiny import write_site_data
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3600)]
 ROUNDS, CUT_ROUND, CUT_S = 20, 6, 360
+GOODPUT_STEPS = 2400  # a hundred seconds, beside which what a round costs is small
 GRACE_S = 45
 """13 rounds of it are longer than the cut, so that the site finds the job still there."""
 
@@ -80,7 +81,7 @@ def test_twenty_rounds_with_a_line_that_is_cut_for_six_minutes_in_the_seventh(po
 def test_goodput_with_one_site_that_fails_in_each_round(poc: Poc, tmp_path: Path):
     """The sites' lines are cut in turn, each until its round is averaged without it."""
     began, num_rounds = time.monotonic(), len(SITES)
-    job = quorum_job(tmp_path, rounds=num_rounds, grace_s=3, local_epochs=None, local_steps=1200)
+    job = quorum_job(tmp_path, rounds=num_rounds, grace_s=3, local_epochs=None, local_steps=GOODPUT_STEPS)
     job_id = poc.submit(job)
 
     def has_averaged(number: int) -> bool:
@@ -95,7 +96,7 @@ def test_goodput_with_one_site_that_fails_in_each_round(poc: Poc, tmp_path: Path
     rounds = rounds_of(completed(poc, job_id, tmp_path, num_rounds))
     found = goodput(poc, job_id, rounds)
     tell_cell(
-        "one site fails in each round",
+        f"one site fails in each round of {GOODPUT_STEPS} steps",
         f"completed, {len(rounds)} of {num_rounds} rounds",
         lost_in(rounds),
         time.monotonic() - began,
