@@ -18,7 +18,13 @@ QUICK_ENDS = {"NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "20"}
 
 
 def quorum_job(
-    folder: Path, *, rounds: int, grace_s: float, evaluation_s: int | None = None, **executor: Any
+    folder: Path,
+    *,
+    rounds: int,
+    grace_s: float,
+    evaluation_s: int | None = None,
+    logging_steps: int = 1,
+    **executor: Any,
 ) -> Path:
     """The job ``sft_int8`` for three sites that goes on with two; `executor` are arguments of that one.
 
@@ -27,6 +33,7 @@ def quorum_job(
         rounds: how many.
         grace_s: for the third site.
         evaluation_s: seconds of the evaluation at the end, which has no quorum; None: as shipped.
+        logging_steps: steps between two points of the curves.
     """
 
     def with_quorum(config: dict[str, Any]) -> None:
@@ -34,12 +41,11 @@ def quorum_job(
         if evaluation_s is not None:
             config["workflows"][1]["args"]["timeout_s"] = evaluation_s
 
-    return copy_job(
-        "sft_int8",
-        folder / "job",
-        server=with_quorum,
-        client=lambda config: executor_args(config).update(executor),
-    )
+    def with_settings(config: dict[str, Any]) -> None:
+        executor_args(config).update(executor)
+        executor_args(config)["sft_config"]["logging_steps"] = logging_steps
+
+    return copy_job("sft_int8", folder / "job", server=with_quorum, client=with_settings)
 
 
 def in_training(poc: Poc, job_id: str, number: int = 1, site: str = VICTIM) -> Callable[[], bool]:

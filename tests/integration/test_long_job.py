@@ -81,7 +81,9 @@ def test_twenty_rounds_with_a_line_that_is_cut_for_six_minutes_in_the_seventh(po
 def test_goodput_with_one_site_that_fails_in_each_round(poc: Poc, tmp_path: Path):
     """The sites' lines are cut in turn, each until its round is averaged without it."""
     began, num_rounds = time.monotonic(), len(SITES)
-    job = quorum_job(tmp_path, rounds=num_rounds, grace_s=3, local_epochs=None, local_steps=GOODPUT_STEPS)
+    job = quorum_job(
+        tmp_path, rounds=num_rounds, grace_s=3, local_epochs=None, local_steps=GOODPUT_STEPS, logging_steps=50
+    )
     job_id = poc.submit(job)
 
     def has_averaged(number: int) -> bool:
@@ -96,7 +98,7 @@ def test_goodput_with_one_site_that_fails_in_each_round(poc: Poc, tmp_path: Path
     rounds = rounds_of(completed(poc, job_id, tmp_path, num_rounds))
     found = goodput(poc, job_id, rounds)
     tell_cell(
-        f"one site fails in each round of {GOODPUT_STEPS} steps",
+        f"one site fails in each round of {GOODPUT_STEPS} steps, logged every 50",
         f"completed, {len(rounds)} of {num_rounds} rounds",
         lost_in(rounds),
         time.monotonic() - began,
