@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from nvflare_llm_components.policy.site import FOR_DIFFERENCES
+
 WORKFLOWS = ("fedavg", "scatter-and-gather", "fedopt", "cyclic", "swarm")
 AVERAGES = {
     "mean": "",
@@ -13,7 +15,6 @@ AVERAGES = {
     "norm-clipped": "NormClippedMean",
 }
 """FLARE's own weighted mean, and the classes of :mod:`nvflare_llm_components.aggregators`."""
-FOR_DIFFERENCES = ("nf4", "int2")  # precisions too coarse for whole weights
 SHOWN_MODELS = ("none", "server", "cross-site")
 LORA = {
     "peft_type": "LORA",

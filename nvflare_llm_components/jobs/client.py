@@ -1,6 +1,6 @@
 """Choices to ``config_fed_client.json``. What is there for a reason is explained in job_configs/README.md."""
 
-from nvflare_llm_components.jobs.choices import FOR_DIFFERENCES, JobChoices
+from nvflare_llm_components.jobs.choices import JobChoices
 from nvflare_llm_components.jobs.parts import (
     FLARE,
     TASKS,
@@ -14,6 +14,7 @@ from nvflare_llm_components.jobs.parts import (
     quantize,
     selector,
 )
+from nvflare_llm_components.policy.site import FOR_DIFFERENCES
 
 _BETWEEN_SITES = ["swarm_learn", "swarm_report_learn_result"]
 

@@ -8,13 +8,13 @@ from nvflare_llm_components import aggregators
 from nvflare_llm_components.executors import HFSFTExecutor
 from nvflare_llm_components.jobs.choices import (
     AVERAGES,
-    FOR_DIFFERENCES,
     PER_SITE,
     SHOWN_MODELS,
     WORKFLOWS,
     JobChoices,
 )
 from nvflare_llm_components.policy.adapters import check_peft_config
+from nvflare_llm_components.policy.site import FOR_DIFFERENCES
 from nvflare_llm_components.policy.training import BUDGET, check_training
 from nvflare_llm_components.quantization.precision import PRECISIONS, PrecisionPolicy
 from nvflare_llm_components.tensors.text import printable

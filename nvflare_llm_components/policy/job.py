@@ -10,7 +10,7 @@ from nvflare_llm_components.policy.limits import check_model_bytes, check_proces
 from nvflare_llm_components.policy.model_files import check_borne_out, check_model_folder
 from nvflare_llm_components.policy.places import JobPlaces, ModelPlace
 from nvflare_llm_components.policy.schema import PolicyError
-from nvflare_llm_components.policy.site import FOR_CHANGES, POLICY_FILE, SitePolicy, Training, beyond
+from nvflare_llm_components.policy.site import FOR_DIFFERENCES, POLICY_FILE, SitePolicy, Training, beyond
 from nvflare_llm_components.policy.training import check_training
 
 Settings = Mapping[str, Any]
@@ -83,7 +83,7 @@ class AcceptedTraining:
         leaves = self.policy.leaves
         if leaves.weights != "all" and "peft_config" not in self.settings:
             raise beyond(f"task {task}", "no whole weights", "a request for them", "leaves.weights")
-        if leaves.precision in FOR_CHANGES:
+        if leaves.precision in FOR_DIFFERENCES:
             raise beyond(f"task {task}", "no whole weights", "a request for them", "leaves.precision")
         if not is_trained:
             check_initial(self.model, self.policy, task)
@@ -222,7 +222,7 @@ def check_initial(model: ModelPlace, policy: SitePolicy, task: str) -> None:
 
 
 def _check_leaving(arguments: Settings, policy: SitePolicy) -> None:
-    if policy.leaves.precision in FOR_CHANGES and arguments.get("params_type") != "DIFF":
+    if policy.leaves.precision in FOR_DIFFERENCES and arguments.get("params_type") != "DIFF":
         raise beyond("params_type", '"DIFF"', arguments.get("params_type"), "leaves.precision")
     choice, is_adapter = policy.leaves.weights, arguments.get("peft_config") is not None
     if is_adapter or choice == "all" or (choice == "updates" and arguments.get("params_type") == "DIFF"):

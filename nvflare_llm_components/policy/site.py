@@ -19,7 +19,7 @@ else:
 
 POLICY_FILE = "nvflare_llm_policy.toml"
 
-FOR_CHANGES = ("nf4", "int2")
+FOR_DIFFERENCES = ("nf4", "int2")
 """Precisions that are too coarse for whole weights."""
 
 _Ceiling = Annotated[int, Field(ge=1)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nvflare_llm_components.policy.site import FOR_CHANGES, Leaves
+from nvflare_llm_components.policy.site import FOR_DIFFERENCES, Leaves
 from nvflare_llm_components.quantization.precision import CODECS, PRECISIONS
 from nvflare_llm_components.quantization.rounding import rounded
 
@@ -13,7 +13,7 @@ LEVELS = {"int8": 256, "nf4": 16, "int2": 4}
 def test_a_policy_may_name_every_precision_of_the_table():
     for name in PRECISIONS:
         assert Leaves(precision=name).precision == name
-    assert {name for name, codec in CODECS.items() if codec.is_for_differences} == set(FOR_CHANGES)
+    assert {name for name, codec in CODECS.items() if codec.is_for_differences} == set(FOR_DIFFERENCES)
 
 
 @pytest.mark.parametrize("precision", CODECS)

@@ -9,9 +9,9 @@ from importlib import import_module
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
 from nvflare_llm_components.components import COMPONENTS
-from nvflare_llm_components.jobs.choices import FOR_DIFFERENCES
 from nvflare_llm_components.jobs.read import unset_sentence, unset_variables
 from nvflare_llm_components.policy.adapters import check_peft_config
+from nvflare_llm_components.policy.site import FOR_DIFFERENCES
 from nvflare_llm_components.policy.training import check_training
 from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.tools.checks.subject import (
