@@ -1,10 +1,12 @@
 """A site's executor on a tiny model. The simulator tests have models and data of their own."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
@@ -20,6 +22,15 @@ def _places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     """The site of the tests lets jobs use what the tests have made, and nothing else."""
     for name in ("NVFLARE_LLM_MODEL", "NVFLARE_LLM_DATA"):
         monkeypatch.setenv(name, str(tmp_path_factory.getbasetemp()))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Sums have the bits of their number of threads: what a test changes stays its own."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
