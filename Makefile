@@ -28,7 +28,7 @@ demo: $(INSTALLED)  ## three sites fine-tune one model: jobs, curves, generation
 test: $(INSTALLED)  ## all tests that CI runs, simulator jobs included (about 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-fast: $(INSTALLED)  ## without simulator jobs: for people who change one thing (under 2 minutes)
+test-fast: $(INSTALLED)  ## without simulator jobs: for people who change one thing (about 5 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 -m 'not integration and not slow and not gpu'
 
 test-field: $(INSTALLED)  ## faults in a deployed federation, and a message of 758 MB at 10 Mbit/s (about an hour)

@@ -1,5 +1,6 @@
 """The models that a job keeps on disk: last, best, every so many rounds."""
 
+import errno
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from nvflare_llm_components.tensors.safetensors_file import stored_dtype
 FOLDER = "global_model"
 """Where a run directory holds its models."""
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 LAST, BEST, MASTER = "last", "best", "master"
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -199,7 +201,8 @@ class GlobalModels:
             raise CheckpointError(
                 f"{_title(record)} could not be saved as {folder}: {error}. It takes {_mb(size)}, and "
                 f"{_mb(shutil.disk_usage(self.root).free)} are free. The models saved before it are whole: "
-                "make room, then continue the job from them (nvflare-llm resume)."
+                f"{'make room' if error.errno in _NO_ROOM else 'see to the cause'}, "
+                "then continue the job from them (nvflare-llm resume)."
             ) from error
 
 

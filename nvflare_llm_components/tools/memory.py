@@ -1,14 +1,15 @@
 """Whether a model can be trained on a device: what one process of a site needs, by sharding."""
 
-import torch
+from itertools import product
+
 from rich.console import Console
 from rich.table import Table
 
+from nvflare_llm_components.checkpoint.global_models import DTYPES
 from nvflare_llm_components.tensors.names import meta_model
 from nvflare_llm_components.tools.sizes import adapted
 from nvflare_llm_components.training.step_memory import OPTIMIZERS, StepMemory, step_memory
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEADS = {
     "weights": "weights",
     "gradients": "grads",
@@ -16,6 +17,10 @@ _HEADS = {
     "activations": "activ",
     "gathered": "units",
 }
+_LEGEND = (
+    "checkpoints: the job's gradient_checkpointing. units: layers that full sharding gathers. These are "
+    "tensors alone: add half a GiB for libraries or CUDA's context; a CPU's allocator keeps more."
+)
 
 
 def show_memory(
@@ -55,25 +60,22 @@ def show_memory(
     table.add_column("checkpoints")
     for head in (*_HEADS.values(), "total"):
         table.add_column(head, justify="right")
-    for sharding in ("none", "full") if num_processes > 1 else ("none",):
-        for checkpointing in (False, True):
-            memory = step_memory(
-                adapted(meta_model(model).to(DTYPES[dtype]), peft),
-                batch_size,
-                length,
-                num_processes=num_processes,
-                sharding=sharding,
-                gradient_checkpointing=checkpointing,
-                optim=optim,
-            )
-            table.add_row(sharding, "yes" if checkpointing else "no", *_gib(memory))
+    for sharding, checkpointing in product(
+        ("none", "full") if num_processes > 1 else ("none",), (False, True)
+    ):
+        memory = step_memory(
+            adapted(meta_model(model).to(DTYPES[dtype]), peft),
+            batch_size,
+            length,
+            num_processes=num_processes,
+            sharding=sharding,
+            gradient_checkpointing=checkpointing,
+            optim=optim,
+        )
+        table.add_row(sharding, "yes" if checkpointing else "no", *_gib(memory))
     console = console or Console()
     console.print(table)
-    console.print(
-        "checkpoints: the job's gradient_checkpointing. units: layers that full sharding gathers. These are "
-        "tensors alone: add half a GiB for libraries or CUDA's context; a CPU's allocator keeps more.",
-        soft_wrap=True,
-    )
+    console.print(_LEGEND, soft_wrap=True)
 
 
 def _gib(memory: StepMemory) -> list[str]:

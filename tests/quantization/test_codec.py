@@ -40,7 +40,8 @@ def bound(codec: Codec, weights: torch.Tensor) -> torch.Tensor:
     magnitude = weights.double().abs().nan_to_num(0.0, 0.0, 0.0).clamp(max=FLOAT32_MAX)
     if codec.name in LIMIT:
         relative, tiny = {"fp16": (2.0**-11, 2.0**-25), "bf16": (2.0**-8, 2.0**-133)}[codec.name]
-        return (magnitude * relative).clamp(min=tiny) * (1 + 2.0**-12)  # float64 is rounded twice, by float32
+        twice = 2.0**-12 if weights.dtype == torch.float64 else 1e-6  # it is rounded to float32 first
+        return (magnitude * relative).clamp(min=tiny) * (1 + twice)
     block = codec.default_block_size
     blocks = torch.nn.functional.pad(magnitude, (0, -magnitude.numel() % block)).view(-1, block).amax(1)
     if codec.name == "int8":
