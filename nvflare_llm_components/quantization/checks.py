@@ -16,6 +16,7 @@ from nvflare_llm_components.quantization.codec import Codec
 from nvflare_llm_components.quantization.precision import CODECS, PRECISIONS
 from nvflare_llm_components.quantization.wire import RAW, Entry, WireFormatError, crc32_of_entry, dtype_name
 from nvflare_llm_components.tensors.convert import as_tensor
+from nvflare_llm_components.tensors.safetensors_file import METADATA
 from nvflare_llm_components.tensors.text import printable
 
 FORMAT_VERSION = 1
@@ -113,6 +114,8 @@ def _check_names(entries: dict[str, Entry]) -> None:
     for name in entries:
         if not isinstance(name, str) or len(name) > _MAX_NAME:
             raise ValueError(f"names should be of at most {_MAX_NAME} characters. Found {shown(name)}.")
+        if name == METADATA:
+            raise ValueError(f"no parameter should be named {METADATA!r}, which a kept file's header needs.")
 
 
 def _is_shadow_id(value: object) -> bool:

@@ -30,6 +30,9 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+METADATA = "__metadata__"
+"""The key of a file's header that is no tensor's name."""
+
 _LABEL_WIDTH = 32
 
 Layout = Mapping[str, tuple[Sequence[int], torch.dtype]]
@@ -174,11 +177,13 @@ def tensor_file_header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
     """What stands before the values: they follow in the order of `layout`, without gaps.
 
     Raises:
-        CheckpointError: if a tensor has a dtype that safetensors does not know.
+        CheckpointError: if a tensor has a dtype that safetensors does not know, or the name of the metadata.
     """
-    entries: dict[str, object] = {"__metadata__": metadata}
+    entries: dict[str, object] = {METADATA: metadata}
     start = 0
     for name, (shape, dtype) in layout.items():
+        if name == METADATA:
+            raise CheckpointError(f"{name}: expected a tensor's name, found that of the header's metadata.")
         if dtype not in DTYPE_NAMES:
             raise CheckpointError(f"{name}: expected a dtype that safetensors can hold, found {dtype}.")
         end = start + torch.Size(shape).numel() * dtype.itemsize

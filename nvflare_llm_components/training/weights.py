@@ -1,7 +1,7 @@
 """Weights in and out of the live model, under the names of the Hugging Face checkpoint."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from nvflare_llm_components.training.sharded import assign, memory_of, whole
 
 StateDict = dict[str, torch.Tensor]
 _SHOWN = 5
+_Spec = tuple[Sequence[int], torch.dtype]
 
 
 def snapshot(model: PreTrainedModel | PeftModel) -> StateDict:
@@ -66,18 +67,18 @@ def load(model: PreTrainedModel | PeftModel, values: Mapping[str, Any]) -> str:
         A fingerprint of the values, equal for equal models.
 
     Raises:
-        ValueError: Names are missing or surplus, a shape differs, or a value is not finite. The names are
-            given, and checked before anything is written.
+        ValueError: Names are missing or surplus, a shape or kind of dtype differs, or a value is not finite.
+            The names are given, and checked before anything is written.
     """
     live = _live(model)
     _check_names(live.keys(), values.keys())
     print_of = _Fingerprint()
     if isinstance(model, PeftModel):
         # The setter drops what it does not know, so all is checked before it. Adapters are small.
-        adapters = {name: _read(print_of, name, values[name], live[name].shape) for name in live}
+        adapters = {name: _read(print_of, name, values[name], _spec(live[name])) for name in live}
         load_adapter(model, adapters)
         return print_of.text
-    read = {name: partial(_read, print_of, name, values[name], live[name].shape) for name in live}
+    read = {name: partial(_read, print_of, name, values[name], _spec(live[name])) for name in live}
     _write(model, read, live)
     return print_of.text
 
@@ -85,7 +86,7 @@ def load(model: PreTrainedModel | PeftModel, values: Mapping[str, Any]) -> str:
 def layout_of(model: PreTrainedModel | PeftModel) -> Layout:
     """Shape and dtype of what :func:`snapshot` returns; wide dtypes first, as a file lays them out."""
     live = sorted(_live(model).items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    return {name: (tuple(value.shape), value.dtype) for name, value in live}
+    return {name: _spec(value) for name, value in live}
 
 
 def checked(values: Mapping[str, Any], layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
@@ -95,8 +96,8 @@ def checked(values: Mapping[str, Any], layout: Layout) -> Iterator[tuple[str, to
         ValueError: As :func:`load`.
     """
     _check_names(layout.keys(), values.keys())
-    for name, (shape, dtype) in layout.items():
-        yield name, _read(_Fingerprint(), name, values[name], torch.Size(shape)).to(dtype)
+    for name, spec in layout.items():
+        yield name, _read(_Fingerprint(), name, values[name], spec).to(spec[1])
 
 
 class _Fingerprint:
@@ -135,23 +136,46 @@ def _copy(value: torch.Tensor) -> torch.Tensor:
     return whole(value.detach()).to("cpu", copy=True).contiguous()
 
 
-def _read(print_of: "_Fingerprint", name: str, value: Any, shape: torch.Size) -> torch.Tensor:
-    tensor = tensor_of(value)
-    if tensor.shape != shape:
+def _spec(value: torch.Tensor) -> _Spec:
+    return tuple(value.shape), value.dtype
+
+
+def _read(print_of: "_Fingerprint", name: str, value: Any, spec: _Spec) -> torch.Tensor:
+    (shape, dtype), tensor = spec, tensor_of(value)
+    if tensor.shape != torch.Size(shape):
         raise ReportableError(
             f"Global model: expected shape {tuple(shape)} for '{name}', found {tuple(tensor.shape)}. "
             "Give server and sites the same model."
         )
-    if tensor.is_complex():
-        raise ReportableError(f"Global model: expected real values in '{name}', found {tensor.dtype}.")
+    if not dtype.is_floating_point:
+        return print_of.add(_whole_numbers(name, tensor, dtype))
+    if not tensor.is_floating_point():
+        raise ReportableError(
+            f"Global model: expected {dtype} or another float in '{name}', found {tensor.dtype}. "
+            "Give server and sites the same model."
+        )
     # Finite in 64 bits is not yet finite in the model.
     narrow = tensor.float() if tensor.dtype == torch.float64 else tensor
-    if tensor.is_floating_point() and not bool(torch.isfinite(narrow).all()):
+    if not bool(torch.isfinite(narrow).all()):
         raise ReportableError(
             f"Global model: expected finite values in '{name}', found NaN or infinity. "
             "A site's training diverged, or a lower precision overflowed."
         )
     return print_of.add(tensor)
+
+
+def _whole_numbers(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is given for integers; their average comes as floats, which rounding has moved a little."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return tensor
+    whole = tensor.real.round()
+    is_whole = torch.isclose(tensor.real, whole, rtol=1e-6, atol=1e-2) & torch.isfinite(tensor.real)
+    if tensor.is_complex() or not bool(is_whole.all()):
+        raise ReportableError(
+            f"Global model: expected {dtype} or whole numbers in '{name}', found others of {tensor.dtype}. "
+            "Give server and sites the same model and peft_config."
+        )
+    return whole
 
 
 def _write(model: PreTrainedModel, read: Mapping[str, Read], live: StateDict) -> None:

@@ -179,6 +179,10 @@ HEADER_LIES = {
     "a parameter too few": ({**OF_1, "params": {}}, "should be described in"),
     "a long name": ({**OF_1, "params": {"z" * 2000: {}}}, "names should be of at most 1000 characters"),
     "no name": ({**OF_1, "params": {1: {}}}, "names should be of at most 1000 characters. Found 1"),
+    "the header's own name": (
+        {**OF_1, "params": {"__metadata__": {}}},
+        "no parameter should be named '__metadata__'",
+    ),
     "no precision": ({"version": 1, "params": {}}, "precision should be one of fp32, fp16"),
     "forged log": ({**OF_1, "precision": "int8\nERROR", "params": {}}, r"Found 'int8\nERROR'"),
     "long precision": ({**OF_1, "precision": "x" * 10**6, "params": {}}, "precision should be one of"),

@@ -72,6 +72,12 @@ def test_an_unknown_dtype_is_named(tmp_path: Path):
         write_tensor_file(tmp_path / "x.safetensors", {"phase": torch.ones(2, dtype=torch.complex128)})
 
 
+def test_a_tensor_can_not_take_the_place_of_the_headers_metadata(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="__metadata__: expected a tensor's name"):
+        write_tensor_file(tmp_path / "x.safetensors", {"__metadata__": torch.ones(2)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_mapped_tensor_is_aligned_to_its_own_item_size(tmp_path: Path):
     values = {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(1, dtype=torch.float16)}
     values |= {"c": torch.ones(1), "d": torch.ones(1, dtype=torch.float64)}

@@ -84,12 +84,27 @@ def test_a_difference_is_in_float32():
     assert found["n"].item() == 3
 
 
+@pytest.mark.parametrize(("found", "stored"), [([2.0, 6.9999995], [2, 7]), ([1, 3], [1, 3])])
+def test_averages_of_integers_come_in_as_the_integers_that_they_are(found, stored):
+    layout = {"steps": ((2,), torch.int32)}
+    ((_, value),) = weights.checked({"steps": torch.tensor(found)}, layout)
+    assert value.equal(torch.tensor(stored, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("found", [[1.0, 2.5], [1.0, torch.inf], [1j, 2j]])
+def test_what_is_no_integer_does_not_come_in_for_one(found):
+    with pytest.raises(ValueError, match=r"expected torch\.int32 or whole numbers in 'steps'"):
+        list(weights.checked({"steps": torch.tensor(found)}, {"steps": ((2,), torch.int32)}))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda value: value.double() * 0 + 1e300, "expected finite values in"),
         (lambda value: value * torch.nan, "expected finite values in"),
-        (lambda value: value.to(torch.complex64), "expected real values in"),
+        (lambda value: value.to(torch.complex64), r"expected torch\.float32 or another float in"),
+        (lambda value: value.to(torch.int64), r"expected torch\.float32 or another float in"),
+        (lambda value: value.to(torch.bool).numpy(), r"another float in 'model\..*', found torch\.bool"),
     ],
 )
 def test_what_would_not_be_finite_in_the_model_does_not_come_in(change, words, model_folder):
