@@ -8,10 +8,9 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
 
-from nvflare_llm_components.checkpoint.global_models import resumed_model
-from nvflare_llm_components.checkpoint.initial_model import load_initial_model
+from nvflare_llm_components.checkpoint.initial_model import InitialModel
 from nvflare_llm_components.flare.peers import inside_only
-from nvflare_llm_components.flare.site import accepted_adapter, accepted_folder, accepted_run, accepted_start
+from nvflare_llm_components.persistors.start import Start
 from nvflare_llm_components.policy.schema import PolicyError
 from nvflare_llm_components.tensors.errors import ReportableError
 
@@ -49,7 +48,7 @@ class SafetensorsModule(torch.nn.Module, FLComponent):
         self.seed = seed
         self.resume_from = resume_from
         self.trainable = trainable
-        self._accepted: str | ReportableError | None = PolicyError(
+        self._accepted: Callable[[], InitialModel] | ReportableError = PolicyError(
             "SafetensorsModule: expected a job that has started, found none: the policy is not known."
         )
 
@@ -58,13 +57,15 @@ class SafetensorsModule(torch.nn.Module, FLComponent):
         """Hold the settings against the server's policy. FLARE swallows what a handler raises: it is kept."""
         if event_type != EventType.START_RUN:
             return
+        start = Start(
+            model_name_or_path=self.model_name_or_path,
+            peft_config=self.peft_config,
+            seed=self.seed,
+            resume_from=self.resume_from,
+            trainable=self.trainable,
+        )
         try:
-            accepted_adapter(fl_ctx, self.peft_config)
-            if self.resume_from is None:
-                self._accepted = accepted_start(fl_ctx, self.model_name_or_path)
-            else:
-                run = accepted_run(fl_ctx, "resume_from", self.resume_from, may_be_brought=True)
-                self._accepted = str(accepted_folder(fl_ctx, resumed_model(str(run))))
+            self._accepted = start.accepted(fl_ctx)
         except ReportableError as error:
             self._accepted = error
 
@@ -73,7 +74,7 @@ class SafetensorsModule(torch.nn.Module, FLComponent):
 
         Raises:
             CheckpointError: if the model can't be read, or doesn't fit its configuration.
-            PolicyError: if the server's policy lets no job use it.
+            PolicyError: if the server's policy lets no job use it, or it is larger than this machine takes.
         """
         self._read()
         return super().named_parameters(*args, **kwargs)
@@ -88,8 +89,7 @@ class SafetensorsModule(torch.nn.Module, FLComponent):
             return
         if isinstance(self._accepted, ReportableError):
             raise self._accepted
-        start = load_initial_model(self._accepted, self.peft_config, self.seed, self.trainable)
-        for name, value in start.weights.items():
+        for name, value in self._accepted().weights.items():
             self._place(name, value)
 
     def _place(self, name: str, value: torch.Tensor) -> None:

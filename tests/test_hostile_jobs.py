@@ -17,7 +17,7 @@ from nvflare.apis.signal import Signal
 from nvflare.fuel.sec.audit import AuditService
 
 from nvflare_llm_components import executors
-from nvflare_llm_components.executors import HFSFTExecutor
+from nvflare_llm_components.executors import HFSFTExecutor, accepted
 from nvflare_llm_components.flare.headers import ERROR_HEADER
 from nvflare_llm_components.policy.site import POLICY_FILE
 from nvflare_llm_components.tensors.errors import ReportableError
@@ -113,6 +113,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
     "a model that is too large": (
         lambda s: policy(s, "[limits]\nmodel_gib = 0.00001"),
         "model_name_or_path: this site's policy expects weights of at most 1e-05 GiB once loaded",
+    ),
+    "a model that is too large with its adapter": (
+        lambda s: (
+            policy(s, "[limits]\nmodel_gib = 0.001") | {"peft_config": {"peft_type": "LORA", "r": 4096}}
+        ),
+        "model_name_or_path: this site's policy expects weights of at most 0.001 GiB once loaded",
     ),
     "too many processes": (
         lambda s: policy(s, "[limits]\nprocesses = 1") | {"num_processes": 2},
@@ -398,7 +404,7 @@ def test_as_many_processes_as_there_are_devices_are_no_more_than_the_site_gives(
         asked.append(settings.num_processes)
         raise ReportableError("as far as this test goes")
 
-    monkeypatch.setattr(executors, "processes_for", lambda settings: 8)
+    monkeypatch.setattr(accepted, "processes_for", lambda settings: 8)
     monkeypatch.setattr(executors, "SFTSession", session)
     for text, num_processes in (("", 8), ("[limits]\nprocesses = 3", 3)):
         policy(site, text)

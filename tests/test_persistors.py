@@ -17,9 +17,8 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.initialize_global_weights import InitializeGlobalWeights
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components import persistors
 from nvflare_llm_components.checkpoint.weight_files import map_weights
-from nvflare_llm_components.persistors import SafetensorsModelLocator, SafetensorsModelPersistor
+from nvflare_llm_components.persistors import SafetensorsModelLocator, SafetensorsModelPersistor, start
 from nvflare_llm_components.policy.schema import PolicyError
 from nvflare_llm_components.server_model import SafetensorsModule
 from nvflare_llm_components.tensors.errors import CheckpointError
@@ -384,8 +383,8 @@ def test_what_sites_send_first_is_held_against_a_model_that_is_there(
 ):
     """Sites wait five seconds for the server; a large model takes longer to build."""
     read = []
-    load = persistors.load_initial_model
-    monkeypatch.setattr(persistors, "load_initial_model", lambda *given: read.append(given) or load(*given))
+    load = start.load_initial_model
+    monkeypatch.setattr(start, "load_initial_model", lambda *given: read.append(given) or load(*given))
     persistor = SafetensorsModelPersistor(model_name_or_path=str(source), initial_weights=initial_weights)
     workflow = InitializeGlobalWeights()
     server = Federation(tmp_path / "server", workflow, {"persistor": persistor}, sites=["a"]).start()
@@ -410,6 +409,26 @@ def test_a_model_larger_than_the_server_takes_is_refused(persistor, fl_ctx, tmp_
     (tmp_path / "local/nvflare_llm_policy.toml").write_text("[limits]\nmodel_gib = 0.000001")
     with pytest.raises(PolicyError, match="expects weights of at most 1e-06 GiB once loaded"):
         persistor.load(fl_ctx)
+
+
+def test_an_adapter_larger_than_the_server_takes_is_refused_before_it_is_made(
+    fl_ctx, source: Path, tmp_path: Path
+):
+    """Made, this one would want the base's weights, which are not there."""
+    (source / "model.safetensors").unlink()
+    settings = {
+        "model_name_or_path": str(source),
+        "peft_config": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "use_dora": True},
+    }
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/nvflare_llm_policy.toml").write_text("[limits]\nmodel_gib = 0.000001")
+    too_large = "expects weights of at most 1e-06 GiB once loaded"
+    with pytest.raises(PolicyError, match=too_large):
+        SafetensorsModelPersistor(**settings).load(fl_ctx)
+    module = SafetensorsModule(**settings)
+    module.handle_event(EventType.START_RUN, fl_ctx)
+    with pytest.raises(PolicyError, match=too_large):
+        list(module.named_parameters())
 
 
 def test_a_disk_that_must_keep_room_keeps_the_last_model(persistor, fl_ctx, source: Path, tmp_path: Path):

@@ -1,7 +1,7 @@
 """What a job starts from: a whole model, a fresh adapter, or an adapter made earlier."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from nvflare_llm_components.checkpoint.manifest import verify_files
 from nvflare_llm_components.checkpoint.provenance import base_of
 from nvflare_llm_components.checkpoint.validate import complain
 from nvflare_llm_components.checkpoint.weight_files import ADAPTER_CONFIG, is_adapter, map_weights
+from nvflare_llm_components.tensors.adapters import num_adapter_values
 from nvflare_llm_components.tensors.errors import CheckpointError
 from nvflare_llm_components.tensors.hub import only_for
 from nvflare_llm_components.tensors.names import (
@@ -72,6 +73,7 @@ def load_initial_model(
     peft_config: dict[str, Any] | None,
     seed: int,
     trainable: Sequence[str] | None = None,
+    allow: Callable[[int], object] = lambda num_values: None,
 ) -> InitialModel:
     """Return the model that a job starts from.
 
@@ -80,6 +82,8 @@ def load_initial_model(
         peft_config: settings of a fresh adapter on that model; None trains all weights.
         seed: of a fresh adapter's values.
         trainable: patterns of the names that train, where not all do.
+        allow: called with the number of values that travel, which it may refuse; with those of a fresh
+            adapter before it is made, as its configuration tells them.
 
     Raises:
         CheckpointError: if the model or adapter can't be read, or doesn't fit its configuration.
@@ -90,9 +94,12 @@ def load_initial_model(
         raise CheckpointError(
             "trainable: expected a whole model, found an adapter, which says what trains. Give one of them."
         )
+    if peft_config is not None and not is_adapter(folder):
+        allow(num_adapter_values(meta_model(folder), peft_config))
     model = _load(folder, str(model_name_or_path), peft_config, seed)
     if trainable is not None:
         model = _without_frozen(model, trained_parameters(meta_model(folder), trainable))
+    allow(sum(value.numel() for value in model.weights.values()))
     return replace(model, name=model_name_or_path, folder=folder)
 
 

@@ -91,7 +91,8 @@ class Limits(_Part):
     )
     model_gib: _Size | None = Field(
         default=None,
-        description="Gibibytes of a model's weights as they are loaded; counted before that. Gradients "
+        description="Gibibytes of a model's weights as they are loaded, with its adapter's; counted before "
+        "that. Gradients "
         "and the optimizer come on top: in full fine-tuning with AdamW three times as much.",
     )
     free_disk_gib: _Size | None = Field(

@@ -71,6 +71,32 @@ def adapter_config(peft_config: Mapping[str, Any]) -> Any:
     return config
 
 
+def num_adapter_values(model: Any, peft_config: Mapping[str, Any]) -> int:
+    """How many values an adapter will have, frozen ones included; nothing of it is made.
+
+    Args:
+        model: the base on the meta device, which is used up.
+        peft_config: as of :func:`adapter_config`.
+
+    Returns:
+        The number; 0 where PEFT can't tell it (BOFT, FRoD, SHiRA and Uni-LoRA look at values), or refuses.
+
+    Raises:
+        CheckpointError: as :func:`adapter_config`.
+    """
+    from peft import get_peft_model
+
+    config = adapter_config(peft_config)
+    own = {id(value) for value in (*model.parameters(), *model.buffers())}
+    try:
+        with torch.device("meta"):
+            adapted = get_peft_model(model, config)
+    except Exception:  # told where the adapter is made
+        return 0
+    values = (*adapted.parameters(), *adapted.buffers())
+    return sum(value.numel() for value in values if id(value) not in own)
+
+
 def sft_settings(config: Any) -> dict[str, Any]:
     """What a kind needs of `trl.SFTConfig`: a prefix of keys is lost where activations are computed again."""
     is_prefix = config.peft_type in ("PREFIX_TUNING", "CARTRIDGE")

@@ -15,6 +15,7 @@ from nvflare.fuel.utils.wfconf import resolve_var_refs
 from pydantic.fields import FieldInfo
 
 from nvflare_llm_components.components import COMPONENTS
+from nvflare_llm_components.executors.accepted import check_size
 from nvflare_llm_components.jobs.read import app_name
 from nvflare_llm_components.policy.job import accept_model, accept_training, check_adapter
 from nvflare_llm_components.policy.json_file import check_json_alone
@@ -25,7 +26,6 @@ from nvflare_llm_components.policy.site import POLICY_FILE, SitePolicy, parsed, 
 from nvflare_llm_components.tensors.atomic import replace_text
 from nvflare_llm_components.tensors.errors import ReportableError
 from nvflare_llm_components.tools.allow import site_allow_list
-from nvflare_llm_components.training.sizes import size_of
 
 _HEAD = """\
 # What this site accepts of jobs for large language models. No job can override it: the stricter of both
@@ -208,8 +208,7 @@ def _refusals(path: str, given: dict[str, Any], policy: SitePolicy, app: Path, s
             accepted = accept_training(arguments, policy, places)
             folder = accepted.model.folder
             if folder is not None and (folder / "config.json").is_file():
-                size = size_of(str(folder), arguments["model_kwargs"] or {})
-                accepted.check_model(size.num_weights, size.num_bytes)
+                check_size(accepted)
         elif "model_name_or_path" in parameters:
             _require(arguments, "model_name_or_path")
             check_adapter(arguments.get("peft_config"), policy)

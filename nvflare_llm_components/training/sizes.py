@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from nvflare_llm_components.tensors.adapters import num_adapter_values
 from nvflare_llm_components.tensors.names import meta_model
 
 _QUANTIZED = {"load_in_4bit": 0.5, "load_in_8bit": 1.0}  # bytes of a weight of a linear layer
@@ -14,21 +15,25 @@ _QUANTIZED = {"load_in_4bit": 0.5, "load_in_8bit": 1.0}  # bytes of a weight of 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model will have: weights, and bytes of them in memory."""
+    """What a model will have: weights of its own, and bytes of all in memory."""
 
     num_weights: int
     num_bytes: int
 
 
-def size_of(name_or_path: str, model_kwargs: Mapping[str, Any]) -> ModelSize:
-    """Size of a model as :func:`.model.load_model` will load it.
+def size_of(
+    name_or_path: str, model_kwargs: Mapping[str, Any], peft_config: Mapping[str, Any] | None = None
+) -> ModelSize:
+    """Size of a model as :func:`.model.load_model` will load it, with the bytes of an adapter on it.
 
     Args:
         name_or_path: absolute folder or hub name.
         model_kwargs: the executor's: ``dtype`` and ``quantization_config`` count.
+        peft_config: of the adapter, whose values are in float32; None for none.
 
     Raises:
-        CheckpointError: it has no configuration that can be built here.
+        CheckpointError: it has no configuration that can be built here, or no federation can work with the
+            adapter.
     """
     folder = Path(name_or_path)
     model = meta_model(folder if folder.is_absolute() else name_or_path)
@@ -36,13 +41,12 @@ def size_of(name_or_path: str, model_kwargs: Mapping[str, Any]) -> ModelSize:
     quantized = next((size for key, size in _QUANTIZED.items() if quantization.get(key)), None)
     inner = {} if quantized is None else dict.fromkeys(_inner_linear(model), quantized)
     itemsize = _dtype(model, model_kwargs).itemsize
-    parameters = list(model.parameters())
-    return ModelSize(
-        num_weights=sum(parameter.numel() for parameter in parameters),
-        num_bytes=int(
-            sum(parameter.numel() * inner.get(id(parameter), itemsize) for parameter in parameters)
-        ),
-    )
+    sizes = {parameter: inner.get(id(parameter), itemsize) for parameter in model.parameters()}
+    num_bytes = int(sum(parameter.numel() * size for parameter, size in sizes.items()))
+    num_weights = sum(parameter.numel() for parameter in sizes)
+    if peft_config:
+        num_bytes += 4 * num_adapter_values(model, peft_config)
+    return ModelSize(num_weights, num_bytes)
 
 
 def _inner_linear(model: Any) -> list[int]:

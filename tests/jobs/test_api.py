@@ -52,7 +52,7 @@ def test_no_file_of_ours_is_in_the_job(make, tmp_path: Path):
 def test_without_it_flare_copies_the_package(tmp_path: Path):
     """What this is for: where FLARE no longer does, the function can go."""
     export(make_job("fat"), tmp_path)
-    assert list(tmp_path.rglob("custom/nvflare_llm_components/executors.py"))
+    assert list(tmp_path.rglob("custom/nvflare_llm_components/executors/__init__.py"))
 
 
 def test_packages_that_the_job_named_stay(tmp_path: Path):

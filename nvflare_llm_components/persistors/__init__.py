@@ -1,4 +1,7 @@
-"""The server's global model as a folder that Hugging Face opens: FLARE's persistor and model locator."""
+"""The server's global model as a folder that Hugging Face opens: FLARE's persistor and model locator.
+
+:mod:`.start` is what a run starts from.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,14 +26,8 @@ from nvflare.app_common.model_desc import ModelDescriptor
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components.checkpoint.global_models import (
-    BEST,
-    FOLDER,
-    LAST,
-    GlobalModels,
-    resumed_model,
-)
-from nvflare_llm_components.checkpoint.initial_model import InitialModel, load_initial_model
+from nvflare_llm_components.checkpoint.global_models import BEST, FOLDER, LAST, GlobalModels
+from nvflare_llm_components.checkpoint.initial_model import InitialModel
 from nvflare_llm_components.checkpoint.key_metric import KeyMetric
 from nvflare_llm_components.checkpoint.manifest import read_manifest
 from nvflare_llm_components.checkpoint.mapped import share_on_deepcopy
@@ -38,20 +35,9 @@ from nvflare_llm_components.flare.gate import ResultGate
 from nvflare_llm_components.flare.headers import is_server
 from nvflare_llm_components.flare.memory import give_back, keep_large_buffers_apart
 from nvflare_llm_components.flare.peers import inside_only
-from nvflare_llm_components.flare.results import (
-    evaluated_round,
-    record_of,
-    release_result,
-    validation_of,
-)
-from nvflare_llm_components.flare.site import (
-    accepted_adapter,
-    accepted_folder,
-    accepted_run,
-    accepted_size,
-    accepted_start,
-    accepted_write,
-)
+from nvflare_llm_components.flare.results import evaluated_round, record_of, release_result, validation_of
+from nvflare_llm_components.flare.site import accepted_write
+from nvflare_llm_components.persistors.start import Start, resumed_folder
 from nvflare_llm_components.policy.results import ExpectedTensors, ResultRules
 from nvflare_llm_components.tensors.convert import tensor_of
 from nvflare_llm_components.tensors.errors import CheckpointError
@@ -141,7 +127,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         if self.initial_weights == "sites":
             self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors, to come from a site")
             return make_model_learnable({}, {})
-        self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors from {self._start(fl_ctx)}")
+        self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors from {start.name}")
         return make_model_learnable(dict(start.weights), {})
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
@@ -239,10 +225,14 @@ class SafetensorsModelPersistor(ModelPersistor):
 
     def _initial_model(self, fl_ctx: FLContext) -> InitialModel:
         if self._initial is None:
-            accepted_adapter(fl_ctx, self.peft_config)
-            start = load_initial_model(self._start(fl_ctx), self.peft_config, self.seed, self.trainable)
-            accepted_size(fl_ctx, sum(value.numel() for value in start.weights.values()))
-            self._initial = start
+            start = Start(
+                model_name_or_path=self.model_name_or_path,
+                peft_config=self.peft_config,
+                seed=self.seed,
+                resume_from=self.resume_from,
+                trainable=self.trainable,
+            )
+            self._initial = start.accepted(fl_ctx)()
             share_on_deepcopy(self._initial.weights)
         return self._initial
 
@@ -257,18 +247,8 @@ class SafetensorsModelPersistor(ModelPersistor):
                 max_shard_size=self.max_shard_size,
             )
             if self.resume_from is not None:
-                self._models.take_over(self._resumed_model(fl_ctx).parent)
+                self._models.take_over(resumed_folder(fl_ctx, str(self.resume_from)).parent)
         return self._models
-
-    def _start(self, fl_ctx: FLContext) -> str | None:
-        """What this run starts from: the model named, or the one that an earlier run has come to."""
-        if self.resume_from is None:
-            return accepted_start(fl_ctx, self.model_name_or_path)
-        return str(self._resumed_model(fl_ctx))
-
-    def _resumed_model(self, fl_ctx: FLContext) -> Path:
-        run = accepted_run(fl_ctx, "resume_from", str(self.resume_from), may_be_brought=True)
-        return accepted_folder(fl_ctx, resumed_model(str(run)))
 
     def _save_best(self, fl_ctx: FLContext) -> None:
         """Save the model that the sites have just evaluated: the result of the round before this one."""

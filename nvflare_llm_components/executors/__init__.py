@@ -1,9 +1,10 @@
-"""The executor: FLARE's tasks on one side, a training session on the other. No mathematics here."""
+"""The executor: FLARE's tasks on one side, a training session on the other. No mathematics here.
+
+:mod:`.accepted` is what a job trains with at this site, :mod:`.replies` what is said of a round.
+"""
 
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import fields, replace
 from typing import Any, Literal
 
 from nvflare.apis.analytix import AnalyticsDataType
@@ -19,10 +20,12 @@ from nvflare.app_common.app_constant import AppConstants, ModelName
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
+from nvflare_llm_components.executors.accepted import accepted_training, settings_of
+from nvflare_llm_components.executors.replies import result_of, sentence_of
 from nvflare_llm_components.flare.headers import ERROR_HEADER
 from nvflare_llm_components.flare.memory import give_back
 from nvflare_llm_components.flare.peers import inside_only
-from nvflare_llm_components.flare.site import audit, places_of, policy_for_job
+from nvflare_llm_components.flare.site import audit
 from nvflare_llm_components.flare.tasks import (
     BadRequestError,
     finite,
@@ -32,17 +35,12 @@ from nvflare_llm_components.flare.tasks import (
     round_of,
 )
 from nvflare_llm_components.flare.told import told, traceback_of
-from nvflare_llm_components.policy.job import AcceptedTraining, accept_training
-from nvflare_llm_components.policy.limits import check_free_disk, held_processes
+from nvflare_llm_components.policy.job import AcceptedTraining
+from nvflare_llm_components.policy.limits import check_free_disk
 from nvflare_llm_components.policy.schema import PolicyError
 from nvflare_llm_components.quantization.rounding import rounded
-from nvflare_llm_components.training import weights
-from nvflare_llm_components.training.ranks import processes_for
 from nvflare_llm_components.training.rounds import RoundCount
-from nvflare_llm_components.training.rows import RowLimits
-from nvflare_llm_components.training.session import RoundReport, SFTSession
-from nvflare_llm_components.training.settings import TrainingSettings, given
-from nvflare_llm_components.training.sizes import size_of
+from nvflare_llm_components.training.session import SFTSession
 from nvflare_llm_components.training.worker import TrainingStoppedError
 
 
@@ -184,31 +182,27 @@ class HFSFTExecutor(Executor):
     def _train(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         started = time.monotonic()
         received, proximal_mu = global_model_of(shareable)
-        present = round_of(shareable)
-        round_number = present.number
+        present, sends_change = round_of(shareable), self.params_type == "DIFF"
         session, gate = self._prepared(fl_ctx)
         self._num_rounds_left = present.num_left
         if received:
             received = session.load(received)
         else:
             gate.check_submission("train", session.is_of_federation)
-        kept = session.kept_round(round_number)
-        if kept:
-            self.log_info(
-                fl_ctx, f"Round {round_number}: trained before this process was started, sent again"
-            )
-            return self._result(gate, session.snapshot(), received, *kept)
+        if kept := session.kept_round(present.number):
+            told = f"Round {present.number}: trained before this process was started, sent again"
+            self.log_info(fl_ctx, told)
+            return result_of(gate, session.snapshot(), received if sends_change else None, *kept)
         check_free_disk(folders_of(fl_ctx)[0], gate.policy.limits)
         gate.check_round(present.num_rounds or 0, session.rounds.done, session.num_steps)
-        if self.params_type == "FULL":
+        origin = (received or session.snapshot()) if sends_change else None
+        del received
+        if not sends_change:
             # FLARE holds the task while execute() runs. Its dict may be shared: dropped, not cleared.
-            received = {}
             shareable.pop("DXO", None)
-        elif not received:
-            received = session.snapshot()
 
         aborted = gate.limited(lambda: bool(abort_signal.triggered))
-        session.begin_round(round_number, present.num_rounds, aborted, present.first)
+        session.begin_round(present.number, present.num_rounds, aborted, present.first)
         metrics = session.evaluate(aborted) if session.has_eval_data else {}
         report = session.train_round(proximal_mu)
         gate.check_update(report.num_examples)
@@ -216,8 +210,8 @@ class HFSFTExecutor(Executor):
         session.keep_best(sent)
         session.keep(report, metrics, sent)
         session.record(report, time.monotonic() - started, present.num_rounds)
-        self._log_round(report, metrics, fl_ctx)
-        return self._result(gate, sent, received, report, metrics)
+        self.log_info(fl_ctx, sentence_of(report, metrics))
+        return result_of(gate, sent, origin, report, metrics)
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         received, _ = global_model_of(shareable)
@@ -245,32 +239,10 @@ class HFSFTExecutor(Executor):
         data = rounded(data or session.snapshot(), gate.policy.leaves.precision)
         return DXO(DataKind.WEIGHTS, data=data, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1}).to_shareable()
 
-    def _result(
-        self,
-        gate: AcceptedTraining,
-        new: weights.StateDict,
-        received: Mapping[str, Any],
-        report: RoundReport,
-        metrics: dict[str, float],
-    ) -> Shareable:
-        is_full = self.params_type == "FULL"
-        sent = new if is_full else weights.difference(new, received)
-        dxo = DXO(
-            DataKind.WEIGHTS if is_full else DataKind.WEIGHT_DIFF,
-            data=rounded(sent, gate.policy.leaves.precision),
-            meta={
-                MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_examples,
-                MetaKey.INITIAL_METRICS: gate.told_metrics(
-                    finite({**metrics, "train_loss": report.train_loss})
-                ),
-            },
-        )
-        return dxo.to_shareable()
-
     def _prepared(self, fl_ctx: FLContext) -> tuple[SFTSession, AcceptedTraining]:
         if self._session is None or self._gate is None:
-            self._gate = gate = self._accepted(fl_ctx)
-            self._session = SFTSession(_settings_of(gate), folders_of(fl_ctx)[0], self._stream, self._rounds)
+            self._gate = gate = accepted_training(vars(self), fl_ctx)
+            self._session = SFTSession(settings_of(gate), folders_of(fl_ctx)[0], self._stream, self._rounds)
             self._tell_loss(self._session.rounds_lost, fl_ctx)
         return self._session, self._gate
 
@@ -290,18 +262,6 @@ class HFSFTExecutor(Executor):
             with self._lock:
                 if self._session:
                     self._session.settle()
-
-    def _accepted(self, fl_ctx: FLContext) -> AcceptedTraining:
-        policy = policy_for_job(fl_ctx)
-        for name in (
-            "model_name_or_path",
-            "train_data",
-            *(["eval_data"] if self.eval_data is not None else []),
-        ):
-            given(name, getattr(self, name))
-        names = [field.name for field in fields(TrainingSettings) if hasattr(self, field.name)]
-        arguments = {name: getattr(self, name) for name in names}
-        return accept_training(arguments, policy, places_of(fl_ctx, policy))
 
     def _stream(self, tag: str, value: float, step: int) -> None:
         point = self._gate.told_curve(tag, value) if self._gate else None
@@ -323,15 +283,6 @@ class HFSFTExecutor(Executor):
         # FLARE's model selector prints a traceback for a reply that is no DXO.
         return DXO(DataKind.METRICS, data={}).update_shareable(reply)
 
-    def _log_round(self, report: RoundReport, metrics: dict[str, float], fl_ctx: FLContext) -> None:
-        seen = f", global model's eval_loss {metrics['eval_loss']:.4f}" if metrics else ""
-        self.log_info(
-            fl_ctx,
-            f"Round {report.round}: {report.num_steps} steps, {report.num_examples} examples, "
-            f"{report.num_tokens} tokens, train_loss {report.train_loss:.4f}{seen}, "
-            f"{report.train_seconds:.1f} s of training",
-        )
-
     def _close(self, job_is_over: bool = False) -> None:
         session, self._session = self._session, None
         if session:
@@ -339,14 +290,3 @@ class HFSFTExecutor(Executor):
             session.close()
             if job_is_over:
                 session.forget()
-
-
-def _settings_of(gate: AcceptedTraining) -> TrainingSettings:
-    """What a job trains with, held to what this machine gives it."""
-    model, limits = gate.model, gate.policy.limits
-    is_known = model.folder is not None and (model.folder / "config.json").is_file()
-    if is_known or (model.folder is None and limits.model_gib is not None):
-        size = size_of(model.name_or_path, gate.settings.get("model_kwargs") or {})
-        gate.check_model(size.num_weights, size.num_bytes)
-    settings = TrainingSettings(**gate.settings, row_limits=RowLimits(**gate.row_limits))
-    return replace(settings, num_processes=held_processes(processes_for(settings), limits))
