@@ -10,7 +10,7 @@ from nvflare_llm_components.flare.tasks import finite
 from nvflare_llm_components.policy.job import AcceptedTraining
 from nvflare_llm_components.quantization.rounding import rounded
 from nvflare_llm_components.training import weights
-from nvflare_llm_components.training.session import RoundReport
+from nvflare_llm_components.training.rounds import RoundReport
 
 
 def result_of(

@@ -22,9 +22,12 @@ Read in this order:
 - :mod:`.plan`          Where each round ends, and where the learning rate's schedule stands in it
 - :mod:`.budget`        How many optimizer steps a round has, so that rounds add up to one centralized
                         training
-- :mod:`.rounds`        A site's rounds beside the federation's: how many it trained, how many it missed
+- :mod:`.rounds`        A site's rounds: what it did in each, how many it trained, and how many of the
+                        federation's it missed
 - :mod:`.weights`       Weights in and out of the live model, under the names of the Hugging Face checkpoint
 - :mod:`.conversion`    Checkpoint values into models that store them otherwise, such as stacked experts
+- :mod:`.kept`          What of a training outlives its process: the round that was trained last, and how to
+                        go on from it
 - :mod:`.state`         Training state on disk: one complete copy, replaced atomically, for a process that is
                         lost
 - :mod:`.randomness`    Random state, so that what happens between two rounds cannot change the training

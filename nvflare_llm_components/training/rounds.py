@@ -1,9 +1,27 @@
-"""A site's rounds beside the federation's: how many it trained, how many it missed."""
+"""A site's rounds: what it did in each, how many it trained, and how many of the federation's it missed."""
 
 from dataclasses import dataclass
 from typing import Any
 
 _LIMIT = 1 << 31
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """What a site did in one round; a line of ``metrics.jsonl``. Times in seconds.
+
+    ``missed_rounds`` of the federation passed without this site since the last one that it trained.
+    """
+
+    round: int
+    start_step: int
+    end_step: int
+    num_steps: int
+    num_tokens: int
+    num_examples: int
+    train_loss: float
+    train_seconds: float
+    missed_rounds: int = 0
 
 
 @dataclass

@@ -3,45 +3,27 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nvflare_llm_components.training import state, weights
+from nvflare_llm_components.training import weights
 from nvflare_llm_components.training.best import BestModel
 from nvflare_llm_components.training.budget import Budget
 from nvflare_llm_components.training.engine import Engine, LogEntry, TrainingEngine
+from nvflare_llm_components.training.kept import KeptRound, Metrics
 from nvflare_llm_components.training.metrics import Listener, MetricsLog, kept_of, perplexity
 from nvflare_llm_components.training.plan import Plan
 from nvflare_llm_components.training.ranks import Ranks, processes_for
-from nvflare_llm_components.training.rounds import RoundCount
+from nvflare_llm_components.training.rounds import RoundCount, RoundReport
 from nvflare_llm_components.training.settings import TrainingSettings
 from nvflare_llm_components.training.worker import TrainingStoppedError, Worker
 
 logger = logging.getLogger(__name__)
-Metrics = dict[str, float]
 Aborted = Callable[[], bool]
 T = TypeVar("T")
 _STOP_TIMEOUT_S = 8.0  # FLARE kills an aborted process after ten
 STATE_FOLDER = "trainer_state"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundReport:
-    """What a site did in one round; a line of ``metrics.jsonl``. Times in seconds.
-
-    ``missed_rounds`` of the federation passed without this site since the last one that it trained.
-    """
-
-    round: int
-    start_step: int
-    end_step: int
-    num_steps: int
-    num_tokens: int
-    num_examples: int
-    train_loss: float
-    train_seconds: float
-    missed_rounds: int = 0
 
 
 class SFTSession:
@@ -72,18 +54,11 @@ class SFTSession:
     ):
         settings = settings.checked()
         self._settings = settings = replace(settings, num_processes=processes_for(settings))
-        self._states = state.StateFolder(folder / STATE_FOLDER)
+        self._kept = KeptRound(folder / STATE_FOLDER, settings)
         self._best = BestModel(folder / STATE_FOLDER / "best_local.safetensors")
-        self._saved = None if settings.checkpoint == "never" else self._states.latest()
-        self._progress = state.read_progress(self._saved) if self._saved else {}
-        if not self._progress:
-            self._saved = None
-        kept = self._progress.get("rounds") or RoundCount()
-        self.rounds = rounds or kept
-        self.rounds_lost = self.rounds.done - kept.done
-        if self._progress.get("num_processes", settings.num_processes) != settings.num_processes:
-            self._leave_state()
-        self._engine = _engine(settings, folder, self._saved)
+        self.rounds = rounds or self._kept.rounds
+        self.rounds_lost = self.rounds.done - self._kept.rounds.done
+        self._engine = _engine(settings, folder, self._kept.path)
         self._engine.poll, self._engine.on_logs = self._poll, self._on_logs
         self._budget = Budget.of(settings, self._engine.steps_per_epoch)
         self._plan = Plan(self._budget, self.rounds, follows_site=settings.schedule == "site")
@@ -109,7 +84,7 @@ class SFTSession:
     @property
     def has_own_result(self) -> bool:
         """Whether :meth:`snapshot` has what this job trained, live or as a lost process sent it."""
-        return self.is_of_federation or self._saved is not None
+        return self.is_of_federation or self._kept.path is not None
 
     @property
     def num_steps(self) -> int:
@@ -118,9 +93,8 @@ class SFTSession:
 
     def snapshot(self) -> weights.StateDict:
         """A copy of the weights that travel; see :func:`weights.snapshot`."""
-        if self._worker is None and self._saved:
-            return state.read_sent(self._saved)
-        return self._call(self._engine.snapshot)
+        kept = self._kept.sent() if self._worker is None else None
+        return self._call(self._engine.snapshot) if kept is None else kept
 
     def load(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write a global model into the live one; see :func:`weights.load`. Only between rounds.
@@ -147,7 +121,7 @@ class SFTSession:
         self._missed = self.rounds.begin(round_number, first_round)
         if self._worker is None:
             plan = self._plan
-            plan.begin(num_rounds, first_round, self._progress.get("plan"))
+            plan.begin(num_rounds, first_round, self._kept.progress.get("plan"))
             self._worker = Worker(lambda: self._engine.run(plan.horizon, plan.lead, self._pause))
             self._worker.start()
 
@@ -159,13 +133,13 @@ class SFTSession:
             round_number: The round to record it under; the present one if None.
         """
         # A new process that only evaluates has trained nothing itself: its weights are of what was kept.
-        kept = self._progress.get("report") if self._worker is None else None
-        present = kept["round"] if kept else self._round
+        kept = self._kept.report if self._worker is None else None
+        present = kept.round if kept else self._round
         number = present if round_number is None else round_number
         found = self._evaluated(aborted)
         loss = found["eval_loss"]
         metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
-        step = kept["end_step"] if kept else self._engine.step
+        step = kept.end_step if kept else self._engine.step
         self._metrics.write("eval", step=step, round=number, **metrics, **kept_of(found, "eval_"))
         return metrics
 
@@ -223,11 +197,7 @@ class SFTSession:
 
         None if the round is yet to be trained; otherwise :meth:`snapshot` has its weights.
         """
-        if self._worker is not None or not self._progress:
-            return None
-        report = RoundReport(**self._progress["report"])
-        is_same = (report.round, self._progress["received"]) == (round_number, self._received)
-        return (report, self._progress["metrics"]) if is_same else None
+        return None if self._worker else self._kept.answer(round_number, self._received)
 
     def record(self, report: RoundReport, task_seconds: float, num_rounds: int | None = None) -> None:
         """Add the round's line to ``metrics.jsonl``, with the number of rounds where it is known."""
@@ -248,15 +218,7 @@ class SFTSession:
 
     def forget(self) -> None:
         """Remove the state on disk: the job is over."""
-        self._states.clear()
-
-    def _leave_state(self) -> None:
-        logger.warning(
-            "The training state is one of %s processes, and %s train here now: optimizer and order of the "
-            "rows start anew from the round's weights; the learning rate's schedule goes on where it was.",
-            *(self._progress["num_processes"], self._settings.num_processes),
-        )
-        self._saved, self._progress = None, {}
+        self._kept.clear()
 
     def _call(self, function: Callable[[], T]) -> T:
         """Run in the parked thread, after whatever it is still writing."""
@@ -281,20 +243,15 @@ class SFTSession:
         )
 
     def _write(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
-        progress = {
-            "rounds": asdict(self.rounds),
-            "plan": self._plan.position(),
-            "received": self._received,
-            "report": asdict(report),
-            "metrics": metrics,
-            "num_processes": self._settings.num_processes,
-        }
-
-        def fill(folder: Path) -> None:
-            self._engine.write_state(folder)
-            state.save_progress(folder, progress, sent)
-
-        self._states.write(report.end_step, fill)
+        self._kept.write(
+            report,
+            sent,
+            self._engine.write_state,
+            rounds=asdict(self.rounds),
+            plan=self._plan.position(),
+            received=self._received,
+            metrics=metrics,
+        )
 
     def _write_quietly(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
         try:
