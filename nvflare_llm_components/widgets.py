@@ -1,7 +1,6 @@
 """Components that act on a job's events, beside its executor or its workflow."""
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +21,10 @@ from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 from nvflare_llm_components.flare.headers import is_server
 from nvflare_llm_components.flare.messages import run_dir_of
 from nvflare_llm_components.flare.peers import inside_only, peer_name_of
-from nvflare_llm_components.flare.results import weights_of
+from nvflare_llm_components.flare.results import contribution_of
 from nvflare_llm_components.flare.rounds import ROUND_RECORD, Round
 from nvflare_llm_components.flare.site import accepted_run
-from nvflare_llm_components.flare.tasks import is_simulator
+from nvflare_llm_components.flare.tasks import finite, is_simulator
 from nvflare_llm_components.flare.told import told
 from nvflare_llm_components.policy.schema import PolicyError
 from nvflare_llm_components.quantization.ledger import wire_bytes_of_round
@@ -177,17 +176,13 @@ class RoundLog(FLComponent):
         self._round = Round(fl_ctx.get_job_id(), number, last, asked)
 
     def _note(self, fl_ctx: FLContext) -> None:
-        result = fl_ctx.get_prop(AppConstants.TRAINING_RESULT)
-        dxo = weights_of(result) if result is not None else None
-        site = peer_name_of(fl_ctx)
-        is_accepted = fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED)
-        if self._round is None or dxo is None or site is None or not is_accepted:
+        contribution = contribution_of(fl_ctx)
+        if self._round is None or contribution is None:
             return
+        site, dxo = contribution
         told = dict(dxo.get_meta_prop(MetaKey.INITIAL_METRICS) or {})
         told["weight"] = dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, 1.0)
-        numbers = {name: float(value) for name, value in told.items() if isinstance(value, int | float)}
-        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        self._round.accept(site, finite)
+        self._round.accept(site, finite(told))
 
     def _tell(self, fl_ctx: FLContext) -> None:
         current = self._round

@@ -21,9 +21,9 @@ from nvflare.app_common.workflows.model_controller import ModelController
 from nvflare_llm_components.aggregators import CollectingAggregator, OrderedAverage
 from nvflare_llm_components.flare.headers import error_of
 from nvflare_llm_components.flare.messages import run_dir_of
-from nvflare_llm_components.flare.peers import inside_only, peer_name_of
+from nvflare_llm_components.flare.peers import inside_only
 from nvflare_llm_components.flare.quorum import Quorum
-from nvflare_llm_components.flare.results import weights_of
+from nvflare_llm_components.flare.results import contribution_of
 from nvflare_llm_components.flare.waiting import close_room, open_room
 from nvflare_llm_components.tensors.lazy import Deferred
 from nvflare_llm_components.tensors.text import printable
@@ -274,12 +274,9 @@ class FinalEvaluation(ModelController):
         super().handle_event(event_type, fl_ctx)
         if event_type == AppEventType.ROUND_STARTED:
             self._last_round = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND) or 0)
-        elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT:
-            result = fl_ctx.get_prop(AppConstants.TRAINING_RESULT)
-            dxo = weights_of(result) if result is not None else None
-            site = peer_name_of(fl_ctx)
-            if dxo is not None and site is not None:
-                self._weights[site] = float(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, 1.0))
+        elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT and (found := contribution_of(fl_ctx)):
+            site, dxo = found
+            self._weights[site] = float(dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, 1.0))
 
     def run(self) -> None:
         """Send the last model to all sites, and tell of what they find."""

@@ -1,15 +1,14 @@
 """From what a job calls its model to a folder on disk."""
 
-import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
 from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tensors.hub import HUB_NAME
 
 # Everything that is data; code that a repository may hold is left where it is.
 DATA_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def locate(model_name_or_path: str | None) -> Path:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nvflare_llm_components.checkpoint.locate import HUB_NAME
+from nvflare_llm_components.tensors.hub import HUB_NAME
 from nvflare_llm_components.tensors.text import ANSWER_CUE, printable
 
 CARD_FILE = "README.md"
@@ -31,9 +31,8 @@ def _metadata(source: Any, adapter: Mapping[str, Any] | None) -> str:
         "pipeline_tag": "text-generation",
         "tags": [*_TAGS, *([kind] if kind.isidentifier() else [])],
     }
-    if isinstance(source, str) and HUB_NAME.fullmatch(
-        source
-    ):  # a folder of the server's is nobody's business
+    # A folder of the server's is nobody's business.
+    if isinstance(source, str) and HUB_NAME.fullmatch(source):
         fields = {"base_model": source, "base_model_relation": "adapter" if adapter else "finetune"} | fields
     # JSON is YAML, and its quotes hold whatever a name may hold.
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tensors.finite import count_nonfinite
 from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.norm import squared_distance
 
@@ -69,17 +70,6 @@ class Inspection:
             )
         norm = math.sqrt(sum(self._squares[name] for name in sorted(self._squares)))
         return norm if math.isfinite(norm) else None
-
-
-def count_nonfinite(value: torch.Tensor) -> int:
-    """Count NaN and infinite values."""
-    if not value.is_floating_point() or value.numel() == 0:
-        return 0
-    # One pass without a temporary the size of the tensor; both ends of a range with a NaN are NaN.
-    low, high = torch.aminmax(value)
-    if torch.isfinite(low) and torch.isfinite(high):
-        return 0
-    return int((~torch.isfinite(value)).sum())
 
 
 def complain(tensors: Tensors, shapes: Shapes, what: str) -> None:

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nvflare_llm_components.cli.app import app
-from nvflare_llm_components.cli.app import one_sentence as _one_sentence
+from nvflare_llm_components.cli.app import app, one_sentence
 
 
 @app.command()
@@ -21,7 +20,7 @@ def allow(
     from nvflare_llm_components.tools.allow import allow as run
     from nvflare_llm_components.tools.allow import told
 
-    with _one_sentence():
+    with one_sentence():
         sites = run(path, also or [], new)
     for line in told(sites):
         typer.echo(line)
@@ -39,7 +38,7 @@ def baseline(
     """Train in one place what a job trains at its sites, to compare with it."""
     from nvflare_llm_components.tools.baseline import baseline as run
 
-    with _one_sentence():
+    with one_sentence():
         model = run(job, [site for site in sites.split(",") if site], mode, out)
     typer.echo(f"Curves: {out / 'metrics.jsonl'}")
     typer.echo(f"Final model: {model}")
@@ -56,7 +55,7 @@ def plot(
     """Lay the curves of runs over each other: loss, learning rate and eval loss by global step."""
     from nvflare_llm_components.tools.plots import plot as run
 
-    with _one_sentence():
+    with one_sentence():
         drawn = run(runs, out)
     typer.echo(f"{out}: {', '.join(site.label for site in drawn)}")
 
@@ -77,7 +76,7 @@ def demo(
     from nvflare_llm_components.tools.demo import shipped_jobs
     from nvflare_llm_components.tools.demo_pretrained import demo_pretrained
 
-    with _one_sentence():
+    with one_sentence():
         if model:
             demo_pretrained(out=out, model=model, raw=raw)
         else:
@@ -106,7 +105,7 @@ def sizes(
     from nvflare_llm_components.tools.memory import show_memory
     from nvflare_llm_components.tools.sizes import show_sizes
 
-    with _one_sentence():
+    with one_sentence():
         if memory:
             show_memory(model, peft, batch_size, length, processes, dtype=dtype, optim=optim)
         else:
@@ -122,7 +121,7 @@ def traffic(
     """Show what a run's messages weighed, round by round."""
     from nvflare_llm_components.tools.traffic import show_traffic, traffic_json
 
-    with _one_sentence():
+    with one_sentence():
         if as_json:
             typer.echo(traffic_json(run))
             return
@@ -142,5 +141,5 @@ def resume(
     """Turn what a dead or finished run left into a job that continues it."""
     from nvflare_llm_components.tools.resume import resume_job
 
-    with _one_sentence():
+    with one_sentence():
         typer.echo(resume_job(run, out, job, rounds))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvflare_llm_components.data.records import Record, read_records
+from nvflare_llm_components.data.records import Record, read_records, text_of
 
 _PAIRS = (("input", "output"), ("prompt", "completion"))
 _MESSAGES = "messages"
@@ -93,12 +93,7 @@ def _row(where: str, record: Record, names: tuple[str, ...], keep: tuple[str, ..
     kept = {name: record[name] for name in keep}
     if names == (_MESSAGES,):
         return {_MESSAGES: record[_MESSAGES], **kept} if record[_MESSAGES] else None
-    question, answer, *context = (_text(record[name]) for name in names)
+    question, answer, *context = (text_of(record[name]) for name in names)
     if not question or not answer:
         return None
     return {"input": "\n\n".join([question, *filter(None, context)]), "output": answer, **kept}
-
-
-def _text(value: object) -> str:
-    """Text without outer white space; half a surrogate pair, which UTF-8 cannot hold, becomes ``?``."""
-    return str(value).strip().encode("utf-8", "replace").decode("utf-8") if value is not None else ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvflare_llm_components.data.own_rows import Columns, as_chat, own_rows
-from nvflare_llm_components.data.records import Record, read_records, write_jsonl
+from nvflare_llm_components.data.records import Record, read_records, text_of, write_jsonl
 
 OWN = "own"
 Pair = tuple[tuple[str, ...], str]
@@ -157,15 +157,10 @@ def _require_columns(file: Path, columns: Sequence[str], rows: Sequence[Record])
             )
 
 
-def _text(value: object) -> str:
-    """Text without outer white space; half a surrogate pair, which UTF-8 cannot hold, becomes ``?``."""
-    return str(value).strip().encode("utf-8", "replace").decode("utf-8") if value is not None else ""
-
-
 def _pairs_of_columns(first: str, second: str, answer: str) -> Callable[[Sequence[Record]], Iterable[Pair]]:
     def pairs(records: Sequence[Record]) -> Iterable[Pair]:
         for record in records:
-            instruction, context, output = (_text(record[column]) for column in (first, second, answer))
+            instruction, context, output = (text_of(record[column]) for column in (first, second, answer))
             if instruction and output:
                 yield ((context, instruction) if context else (instruction,)), output
 
@@ -179,7 +174,7 @@ def _oasst1_pairs(records: Sequence[Record]) -> Iterable[Pair]:
         parent = messages.get(message["parent_id"])
         if parent is None or not _is_best_english_reply(message):
             continue
-        prompt, answer = _text(parent["text"]), _text(message["text"])
+        prompt, answer = text_of(parent["text"]), text_of(message["text"])
         if prompt and answer:
             yield (prompt,), answer
 

@@ -53,6 +53,11 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
 
+def text_of(value: object) -> str:
+    """Text without outer white space; half a surrogate pair, which UTF-8 cannot hold, becomes ``?``."""
+    return str(value).strip().encode("utf-8", "replace").decode("utf-8") if value is not None else ""
+
+
 def _read_jsonl(path: Path) -> list[Record]:
     with path.open(encoding="utf-8") as file:
         return [_parse_line(path, number, line) for number, line in enumerate(file, 1) if line.strip()]

@@ -1,17 +1,17 @@
 """What a result and its context tell the persistor."""
 
-import math
 from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.ccwf.common import Constant as SwarmConstant
 
 from nvflare_llm_components.flare.memory import give_back
+from nvflare_llm_components.flare.peers import peer_name_of
 from nvflare_llm_components.flare.rounds import ROUND_RECORD
+from nvflare_llm_components.flare.tasks import finite
 
 SERVER_PREFIX = "SRV_"  # what FLARE's evaluations put before the name of a server's model
 
@@ -57,17 +57,24 @@ def metrics_of(result: Any) -> dict[str, float]:
         metrics = dict(from_shareable(result).data)
     except (ValueError, TypeError, AttributeError):  # a failed task, or no metrics
         return {}
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    return {str(name): float(value) for name, value in numbers.items() if math.isfinite(value)}
+    return finite(metrics)
 
 
-def weights_of(result: Shareable) -> DXO | None:
-    """The weights, or their change, that a site sent; None where its result holds no such thing."""
+def contribution_of(fl_ctx: FLContext) -> tuple[str, DXO] | None:
+    """Site and weights, or their change, of a result that was aggregated; None for any other.
+
+    Args:
+        fl_ctx: at AFTER_CONTRIBUTION_ACCEPT, which FLARE fires for refused results and evaluations, too.
+    """
+    site, result = peer_name_of(fl_ctx), fl_ctx.get_prop(AppConstants.TRAINING_RESULT)
     try:
         dxo = from_shareable(result)
-    except ValueError:
+    except (AttributeError, ValueError):
         return None
-    return dxo if dxo.data_kind in (DataKind.WEIGHTS, DataKind.WEIGHT_DIFF) else None
+    is_taken = bool(fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED))
+    if site is None or not is_taken or dxo.data_kind not in (DataKind.WEIGHTS, DataKind.WEIGHT_DIFF):
+        return None
+    return site, dxo
 
 
 def release_result(fl_ctx: FLContext) -> None:

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from nvflare_llm_components.tensors.text import duration
+
 ROUND_RECORD = "nvflare_llm_round_record"
 """Property of the FLContext: what `RoundLog` knows of the round whose model is about to be saved."""
 
@@ -87,10 +89,10 @@ class Round:
         if loss is not None:
             change = "" if earlier_loss is None else f" ({loss - earlier_loss:+.4f})"
             parts.append(f"eval loss {loss:.4f}{change} before it")
-        parts.append(f"{_size(self.bytes_out)} out, {_size(self.bytes_in)} in, {_duration(self.seconds)}")
+        parts.append(f"{_size(self.bytes_out)} out, {_size(self.bytes_in)} in, {duration(self.seconds)}")
         left = (self.num_rounds or 0) - self.number - 1
         if left > 0:
-            parts.append(f"about {_duration(left * self.seconds)} left")
+            parts.append(f"about {duration(left * self.seconds)} left")
         return ", ".join(parts)
 
 
@@ -104,14 +106,3 @@ def _size(num_bytes: float) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
     return f"{num_bytes:.0f} B"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> _duration(8.4), _duration(300), _duration(9000)
-    ('8 s', '5 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

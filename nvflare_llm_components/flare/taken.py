@@ -16,7 +16,7 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare_llm_components.flare.headers import is_server, round_of
 from nvflare_llm_components.flare.messages import state_dir_of
 from nvflare_llm_components.flare.peers import peer_name_of
-from nvflare_llm_components.flare.results import weights_of
+from nvflare_llm_components.flare.results import contribution_of
 from nvflare_llm_components.tensors.atomic import replace_text
 
 TAKEN_FIELD = "taken_round"
@@ -34,16 +34,16 @@ def note_taken(fl_ctx: FLContext) -> None:
     Raises:
         OSError: if the disk does not take it; it is remembered in this process then.
     """
-    result, site = fl_ctx.get_prop(AppConstants.TRAINING_RESULT), peer_name_of(fl_ctx)
-    number = round_of(result) if isinstance(result, Shareable) else None
-    if number is None or site is None or not fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED):
-        return
+    contribution = contribution_of(fl_ctx)
+    number = round_of(fl_ctx.get_prop(AppConstants.TRAINING_RESULT)) if contribution else None
     # Late results are accepted by some workflows; a round that is not the server's is none it can have taken.
-    if number != fl_ctx.get_prop(AppConstants.CURRENT_ROUND, number):
+    if (
+        contribution is None
+        or number is None
+        or number != fl_ctx.get_prop(AppConstants.CURRENT_ROUND, number)
+    ):
         return
-    if weights_of(result) is None:  # an evaluation's answer: FLARE accepts it as well
-        return
-    taken = _taken(fl_ctx)
+    site, taken = contribution[0], _taken(fl_ctx)
     if number in taken.get(site, ()):
         return
     taken = taken | {site: tuple(sorted({*taken.get(site, ()), number})[-2:])}

@@ -83,9 +83,10 @@ def _count(name: str, found: object) -> int | None:
     return found
 
 
-def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that may be averaged: without NaN and Inf."""
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that may be averaged: numbers, without NaN and Inf."""
+    numbers = {str(name): value for name, value in metrics.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
 
 def is_simulator(fl_ctx: FLContext) -> bool:

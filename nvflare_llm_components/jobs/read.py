@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def resolved(job: Path, side: str, site: str = "server") -> dict[str, Any]:
     except (json.JSONDecodeError, AttributeError, TypeError) as error:
         raise ValueError(f"{file}: expected a JSON object. Found {error}.") from error
     return config
+
+
+def objects_in(node: object) -> Iterator[dict[str, Any]]:
+    """Every JSON object in a value, itself included, in the order in which they are written."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    for value in node if isinstance(node, list) else ():
+        yield from objects_in(value)
 
 
 def config_file(job: Path, side: str, site: str = "server") -> Path:

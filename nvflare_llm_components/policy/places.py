@@ -10,9 +10,9 @@ from pathlib import Path
 from nvflare_llm_components.policy import site
 from nvflare_llm_components.policy.json_file import read_json
 from nvflare_llm_components.policy.schema import PolicyError
+from nvflare_llm_components.tensors.hub import HUB_NAME
 from nvflare_llm_components.tensors.text import printable
 
-HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _META = "meta.json"
 _KEPT = "_earlier_run"  # where `nvflare-llm resume` keeps what the simulator would wipe
 _OWNERS = ("submitter_name", "submitter_org", "study")

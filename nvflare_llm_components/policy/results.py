@@ -15,6 +15,7 @@ import torch
 from nvflare_llm_components.policy.schema import Names, PolicyError, number, refuse_unlisted
 from nvflare_llm_components.tensors.convert import as_tensor, materialize_of, materialized
 from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tensors.finite import count_nonfinite, ends_of
 from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.names import normalised
 from nvflare_llm_components.tensors.text import printable
@@ -215,12 +216,9 @@ def _check_shape(name: str, found: Sequence[int], expected: tuple[int, ...]) -> 
 
 
 def _check_values(name: str, tensor: torch.Tensor) -> None:
-    if tensor.numel() == 0:
-        return
-    # One pass without a temporary the size of the tensor; both ends of a range with a NaN are NaN.
-    low, high = (float(end) for end in torch.aminmax(tensor))
+    low, high = ends_of(tensor)
     if not math.isfinite(low) or not math.isfinite(high):
-        count = int((~torch.isfinite(tensor)).sum())
+        count = count_nonfinite(tensor)
         raise PolicyError(
             f"expected finite values, found NaN or Inf in {name}: {count} of {tensor.numel()} values. "
             "Lower the learning rate, or send in bf16 instead of fp16"

@@ -1,6 +1,7 @@
 """What transformers would fetch by itself, and run: kept out of a site, and of a server."""
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from huggingface_hub import constants
 
 from nvflare_llm_components.tensors.errors import ReportableError
 
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 

@@ -1,4 +1,4 @@
-"""Text from outside, made fit for a log line, a ledger or an error; and what stands around a prompt."""
+"""Text from outside, made fit for a log line, a ledger or an error; durations; and what ends a prompt."""
 
 ANSWER_CUE = "\n\nResponse:\n"
 """Ends the prompt of an `input`/`output` row, in training and in generation. The line break is a token
@@ -22,3 +22,14 @@ def printable(text: object, limit: int = 500) -> str:
     kept = written[:limit]
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept)
     return escaped if len(written) <= limit else f"{escaped}... ({len(written):,} characters)"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(8.4), duration(300), duration(9000)
+    ('8 s', '5 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

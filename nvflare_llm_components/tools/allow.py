@@ -12,7 +12,7 @@ from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
 from nvflare_llm_components.components import COMPONENTS
 from nvflare_llm_components.tensors.atomic import replace_text
-from nvflare_llm_components.tools.line_settings import write_line_settings
+from nvflare_llm_components.tools.line_settings import read_object, write_line_settings
 
 _PACKAGE = "nvflare_llm_components"
 _LIST = "class_allow_list"
@@ -91,6 +91,11 @@ def site_allow_list(site: Path) -> list[str]:
     return [str(entry) for entry in _allow_list(site)[1]]
 
 
+def allows(entry: str, path: str) -> bool:
+    """Whether an entry of a list lets a class through, as FLARE compares."""
+    return entry in ("*", path) or path.startswith(f"{entry.rstrip('.')}.")
+
+
 def _check_class(path: str) -> None:
     """Refuse what FLARE would call, though it is no class: functions, and prefixes that reach them."""
     module, _, name = path.rpartition(".")
@@ -155,20 +160,8 @@ def _read_resources(target: Path) -> dict[str, Any]:
     """Content of the file that FLARE reads now: ``resources.json``, or else ``resources.json.default``."""
     for file in (target, target.with_name("resources.json.default")):
         if file.is_file():
-            return _read_object(file)
+            return read_object(file)
     return {}
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{file}: expected JSON. Found {e}. Nothing was changed.") from e
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{file}: expected a JSON object. Found {type(content).__name__}. Nothing was changed."
-        )
-    return content
 
 
 def _write(target: Path, resources: dict[str, Any]) -> None:

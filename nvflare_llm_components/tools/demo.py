@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -181,12 +181,17 @@ def _show_answers(console: Console, out: Path, model: Path) -> None:
     rows = [row for site in SITES for row in read_records(out / "data" / site / "testing.jsonl")[:2]]
     prompts = [row["input"] for row in rows]
     before, after = (generate(folder, str(out / "model"), prompts) for folder in (out / "model", model))
-    table = Table(title=f"Answers of {model}", show_lines=True)
+    expected = [row["output"] for row in rows]
+    show_answers(console, f"Answers of {model}", zip(prompts, before, after, expected, strict=True))
+
+
+def show_answers(console: Console, title: str, rows: Iterable[Sequence[str]]) -> None:
+    """Prints what was asked, what the model said before and after its training, and what was expected."""
+    table = Table(title=title, show_lines=True)
     for column in ("prompt of testing.jsonl", "base model", "fine-tuned", "expected"):
         table.add_column(column)
-    for row, *answers in zip(rows, before, after, strict=True):
-        texts = (row["input"], *answers, row["output"])
-        table.add_row(*(escape(text[:200] + " ..." * (len(text) > 200)) for text in texts))
+    for row in rows:
+        table.add_row(*(escape(text[:200] + " ..." * (len(text) > 200)) for text in row))
     console.print(table)
 
 

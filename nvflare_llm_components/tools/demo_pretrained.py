@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from nvflare_llm_components.data.records import Record, read_records
 from nvflare_llm_components.data.smollm2 import save_smollm2
 from nvflare_llm_components.tools.checks.data import has_template
-from nvflare_llm_components.tools.demo import SITES, generated_files, raw_files
+from nvflare_llm_components.tools.demo import SITES, generated_files, raw_files, show_answers
 from nvflare_llm_components.tools.generation import generate
 from nvflare_llm_components.tools.plots import plot
 from nvflare_llm_components.tools.quiet import silence_libraries
@@ -73,20 +71,11 @@ def _show_answers(console: Console, out: Path, base: Path, tuned: Path, chat: bo
     prompts = [row["messages"][:-1] if chat else row["input"] for row in rows]
     before = generate(base, None, prompts, 48, chat)
     after = generate(tuned, str(base), prompts, 48, chat)
-    table = Table(title=f"Answers of {tuned}", show_lines=True)
-    for column in ("prompt of testing.jsonl", "base model", "fine-tuned", "expected"):
-        table.add_column(column)
-    for row, *answers in zip(rows, before, after, strict=True):
-        question, expected = _texts(row, chat)
-        table.add_row(*(escape(_cut(text)) for text in (question, *answers, expected)))
-    console.print(table)
+    questions, expected = zip(*(_texts(row, chat) for row in rows), strict=True)
+    show_answers(console, f"Answers of {tuned}", zip(questions, before, after, expected, strict=True))
 
 
 def _texts(row: Record, chat: bool) -> tuple[Any, Any]:
     if chat:
         return row["messages"][-2]["content"], row["messages"][-1]["content"]
     return row["input"], row["output"]
-
-
-def _cut(text: str, limit: int = 200) -> str:
-    return text[:limit] + " ..." * (len(text) > limit)

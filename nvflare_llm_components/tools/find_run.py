@@ -119,7 +119,7 @@ def _simulated(run_dir: Path, job: Path | None) -> EarlierRun:
 
 def _deployed(run_dir: Path, meta_file: Path, job: Path | None) -> EarlierRun:
     meta, apps = _job_of(run_dir, job, {SERVER_SITE_NAME: run_dir})
-    record = _read(meta_file)
+    record = read_config(meta_file)
     told = [entry.partition(":")[0] for entry in record.get(JobMetaKey.JOB_DEPLOY_DETAIL.value) or []]
     clients = [client["name"] for client in record.get(JobMetaKey.JOB_CLIENTS.value) or []]
     model = earlier_model(run_dir / FOLDER)
@@ -131,7 +131,7 @@ def _deployed(run_dir: Path, meta_file: Path, job: Path | None) -> EarlierRun:
 
 def _job_of(run_dir: Path, job: Path | None, seen: dict[str, Path]) -> tuple[dict[str, Any], dict[str, Path]]:
     """What the author wrote: ``meta.json``, and each app as one of its sites got it."""
-    meta = _read((job or run_dir) / META)
+    meta = read_config((job or run_dir) / META)
     meta = {key: value for key, value in meta.items() if key not in _GENERATED}
     apps = {}
     for app, sites in deployment(meta).items():
@@ -146,10 +146,15 @@ def _job_of(run_dir: Path, job: Path | None, seen: dict[str, Path]) -> tuple[dic
     return meta, apps
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """The JSON of a job's file.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     if not file.is_file():
         raise ValueError(
-            f"{file}: expected the job's {META}, found no such file. Give the job's folder (--job)."
+            f"{file}: expected the job's {file.name}, found no such file. Give the job's folder (--job)."
         )
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content

@@ -1,14 +1,12 @@
 """Continues a job whose run directory still lies on the server, from anywhere: nothing but JSON travels."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from nvflare_llm_components.tools import continued
 from nvflare_llm_components.tools.continued import Config, Rounds
-from nvflare_llm_components.tools.find_run import META
-from nvflare_llm_components.tools.resume import CARRIED, CLIENT_CONFIG, SERVER_CONFIG
+from nvflare_llm_components.tools.find_run import META, read_config
+from nvflare_llm_components.tools.resume import CARRIED, CLIENT_CONFIG, SERVER_CONFIG, write_config
 
 
 def continue_in_place(job: Path, out: Path, job_id: str, saved_round: int | None) -> str:
@@ -35,7 +33,7 @@ def continue_in_place(job: Path, out: Path, job_id: str, saved_round: int | None
     sentence = f"No round of job {job_id} was saved: it begins again where it began."
     for app in sorted(path.parents[1] for path in out.glob(f"*/{CLIENT_CONFIG}")):
         for file in (app / SERVER_CONFIG, app / CLIENT_CONFIG):
-            config = _read(file) if file.is_file() else {}
+            config = read_config(file) if file.is_file() else {}
             if saved_round is not None and config.get("workflows"):
                 rounds = _rounds_after(saved_round, config)
                 continued.continue_server(config, rounds, f"{{WORKSPACE}}/{job_id}")
@@ -43,9 +41,9 @@ def continue_in_place(job: Path, out: Path, job_id: str, saved_round: int | None
             if config:
                 before = continued.earlier_state_of(config).get("job_ids", [])
                 continued.continue_state(config, {"job_ids": [job_id, *before]})
-                _write(file, config)
-    name = _read(out / META).get("name", "job").removesuffix("_resumed")
-    _write(out / META, {**_read(out / META), "name": f"{name}_resumed"})
+                write_config(file, config)
+    name = read_config(out / META).get("name", "job").removesuffix("_resumed")
+    write_config(out / META, {**read_config(out / META), "name": f"{name}_resumed"})
     return sentence
 
 
@@ -54,12 +52,3 @@ def _rounds_after(saved_round: int, config: Config) -> Rounds:
     planned = continued.rounds_of(config)
     first = saved_round + 1
     return Rounds(first, max(0, planned.first + planned.count - first))
-
-
-def _read(file: Path) -> Config:
-    content: Config = json.loads(file.read_text(encoding="utf-8"))
-    return content
-
-
-def _write(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -45,15 +45,20 @@ def write_line_settings(kit: Path) -> str | None:
         ValueError: if the file is not what FLARE reads.
     """
     target = kit / FILE
-    present = _read(target)
-    wanted = LINE_SETTINGS | _read(kit / _OF_SITE) | present
+    present = read_object(target)
+    wanted = LINE_SETTINGS | read_object(kit / _OF_SITE) | present
     if wanted == present:
         return None
     replace_text(target, json.dumps(wanted, indent=2) + "\n")
     return f"{target}: {len(wanted) - len(present)} settings for slow lines and cuts"
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """A file's JSON object; empty where there is no file.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not file.is_file():
         return {}
     try:
@@ -61,5 +66,7 @@ def _read(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file}: expected JSON. Found {error}. Nothing was changed.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object. Found {type(content).__name__}.")
+        raise ValueError(
+            f"{file}: expected a JSON object. Found {type(content).__name__}. Nothing was changed."
+        )
     return content

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from nvflare_llm_components.components import COMPONENTS
 from nvflare_llm_components.executors.accepted import check_size
-from nvflare_llm_components.jobs.read import app_name
+from nvflare_llm_components.jobs.read import app_name, objects_in
 from nvflare_llm_components.policy.job import accept_model, accept_training, check_adapter
 from nvflare_llm_components.policy.json_file import check_json_alone
 from nvflare_llm_components.policy.limits import check_free_disk
@@ -25,7 +25,7 @@ from nvflare_llm_components.policy.schema import PolicyError
 from nvflare_llm_components.policy.site import POLICY_FILE, SitePolicy, parsed, read_policy, sections
 from nvflare_llm_components.tensors.atomic import replace_text
 from nvflare_llm_components.tensors.errors import ReportableError
-from nvflare_llm_components.tools.allow import site_allow_list
+from nvflare_llm_components.tools.allow import allows, site_allow_list
 
 _HEAD = """\
 # What this site accepts of jobs for large language models. No job can override it: the stricter of both
@@ -131,16 +131,11 @@ def check_job(job: Path, kit: Path, name: str | None = None) -> list[str]:
         side = "server" if site.is_server else "client"
         config = _resolved(app / "config" / f"config_fed_{side}.json", site)
         for path, arguments in _components(config):
-            if not any(_allows(entry, path) for entry in allowed):
+            if not any(allows(entry, path) for entry in allowed):
                 found.append(f"{path}: expected a class of class_allow_list. Run `nvflare-llm allow`.")
             if path in COMPONENTS:
                 found += _refusals(path, arguments, policy, app, site)
     return found
-
-
-def _allows(entry: str, path: str) -> bool:
-    """As FLARE compares."""
-    return entry in ("*", path) or path.startswith(f"{entry.rstrip('.')}.")
 
 
 def _site(kit: Path, name: str | None) -> Kit:
@@ -182,15 +177,10 @@ def _resolved(file: Path, site: Kit) -> dict[str, Any]:
 
 def _components(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Class path and arguments of whatever FLARE would build."""
-    if isinstance(node, dict):
-        path = node.get("path") or node.get("class_path")
-        if isinstance(path, str) and "." in path and node.get("config_type") != "dict":
-            yield path, node.get("args") or {}
-        for value in node.values():
-            yield from _components(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _components(value)
+    for found in objects_in(node):
+        path = found.get("path") or found.get("class_path")
+        if isinstance(path, str) and "." in path and found.get("config_type") != "dict":
+            yield path, found.get("args") or {}
 
 
 def _refusals(path: str, given: dict[str, Any], policy: SitePolicy, app: Path, site: Kit) -> list[str]:

@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 
-from nvflare_llm_components.tensors.text import printable
+from nvflare_llm_components.tensors.text import duration, printable
 from nvflare_llm_components.tools.plots import plot
 from nvflare_llm_components.tools.runs import Record, SiteRun, ToldRun, find_runs, having
 from nvflare_llm_components.tools.traffic import TrafficLine, read_ledgers, summarize
-from nvflare_llm_components.tools.view import View, duration
+from nvflare_llm_components.tools.view import View
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -77,8 +77,7 @@ def _name(run: Path, view: View) -> str:
 
 def _verdict(view: View, sites: Sequence[SiteRun]) -> str:
     """Rounds and loss, by the server's records, or where they are gone by those of the sites."""
-    losses, final = view.losses(), view.final().get("eval_loss")
-    course = [*losses, *([] if final is None else [final])] or _mean_course(sites)
+    course = view.course() or _mean_course(sites)
     num_rounds = len(view.rounds()) or max(len(site.metrics("round")) for site in sites)
     done = f"{num_rounds} round{'s' * (num_rounds != 1)} at {len(sites)} site{'s' * (len(sites) != 1)}"
     return f"{done}, eval loss {course[0]:.4f} to {course[-1]:.4f}" if len(course) > 1 else done

@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from nvflare.apis.job_def import SERVER_SITE_NAME
 
@@ -26,6 +25,7 @@ from nvflare_llm_components.tools.find_run import (
     deployment,
     find_earlier_run,
     goes_to_all,
+    read_config,
 )
 from nvflare_llm_components.tools.runs import read_lines
 from nvflare_llm_components.widgets import ROUNDS_FILE, STATE_FOLDERS
@@ -60,7 +60,7 @@ def resume_job(run: Path, out: Path, job: Path | None = None, num_rounds: int | 
     _refuse_links(earlier)
     beside = out.with_name(f"{out.name}_{CARRIED}")
     _refuse_place(earlier, out, beside)
-    config = _read(earlier.apps[earlier.server_app] / SERVER_CONFIG)
+    config = read_config(earlier.apps[earlier.server_app] / SERVER_CONFIG)
     model = _model(earlier, config)
     rounds = _rounds_left(earlier, config, model, num_rounds)
     lines = [_sentence(model, rounds)]
@@ -169,7 +169,7 @@ def _keep_beside(folder: Path, earlier: EarlierRun, config: Config, model: Path 
     lines = []
     for site, run_dir in earlier.site_dirs.items():
         app = run_dir / f"app_{site}" / CLIENT_CONFIG
-        kept = _link_state(site, earlier, _read(app) if app.is_file() else {}, folder / site)
+        kept = _link_state(site, earlier, read_config(app) if app.is_file() else {}, folder / site)
         lost = "optimizer, schedule and data order start afresh"
         lines.append(f"{site}: goes on with {', '.join(kept)}" if kept else f"{site}: {lost}")
     return lines
@@ -215,7 +215,7 @@ def _write_job(out: Path, beside: Path, earlier: EarlierRun, model: Path | None,
             _edit(out / name / file, lambda config: _take_state(config, earlier, beside))
     if model and not earlier.is_simulated:
         _link_models(model, (model.name, BEST), out / server_app / CARRIED)
-    _write(out / META, meta)
+    write_config(out / META, meta)
     return lines
 
 
@@ -272,19 +272,13 @@ def _sentence(model: Path | None, rounds: Rounds) -> str:
     return f"Continues with round {rounds.first}, {rounds.count} to do, from {model}.{best}"
 
 
-def _read(file: Path) -> Config:
-    if not file.is_file():
-        raise ValueError(f"{file}: expected a job's configuration, found no such file. Give the job (--job).")
-    content: Config = json.loads(file.read_text(encoding="utf-8"))
-    return content
-
-
-def _write(file: Path, content: Any) -> None:
+def write_config(file: Path, content: Config) -> None:
+    """Write a job's file as JSON."""
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _edit(file: Path, change: Callable[[Config], None]) -> None:
     if file.is_file():
-        content = _read(file)
+        content = read_config(file)
         change(content)
-        _write(file, content)
+        write_config(file, content)

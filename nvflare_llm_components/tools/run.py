@@ -10,12 +10,13 @@ from rich.console import Console
 
 from nvflare_llm_components.components import COMPONENTS
 from nvflare_llm_components.jobs.read import resolved
+from nvflare_llm_components.tensors.text import duration
 from nvflare_llm_components.tools.checks.check import check, show
 from nvflare_llm_components.tools.checks.data import first_row
 from nvflare_llm_components.tools.checks.subject import Subject
 from nvflare_llm_components.tools.federation import Federation, simulate
 from nvflare_llm_components.tools.shell import CommandError, Shell
-from nvflare_llm_components.tools.view import View, duration
+from nvflare_llm_components.tools.view import View
 
 _NEVER_S = 10 * 365 * 86400.0
 
@@ -107,8 +108,7 @@ def _of_processes(num_at_a_time: int) -> dict[str, str]:
 
 
 def _verdict(federation: Federation, num_sites: int) -> str:
-    losses, final = federation.view.losses(), federation.view.final().get("eval_loss")
-    course = [*losses, *([] if final is None else [final])]
+    course = federation.view.course()
     loss = f"eval loss {course[0]:.4f} -> {course[-1]:.4f}, " if len(course) > 1 else ""
     sites = f"{num_sites} site{'s' * (num_sites != 1)}"
     return f"Done: {sites}, {loss}{duration(federation.seconds)}. The model: {federation.model}"

@@ -21,8 +21,8 @@ from nvflare_llm_components.quantization.message import META_KEY
 from nvflare_llm_components.quantization.precision import PRECISIONS, PrecisionPolicy
 from nvflare_llm_components.quantization.wire import RAW, Entry, dtype_name
 from nvflare_llm_components.tensors.names import meta_model
+from nvflare_llm_components.tensors.text import duration
 from nvflare_llm_components.tools.timeouts import limits_of, seconds_of, verdicts
-from nvflare_llm_components.tools.view import duration
 
 
 @dataclass(frozen=True)

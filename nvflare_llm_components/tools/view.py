@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
-from nvflare_llm_components.tensors.text import printable
+from nvflare_llm_components.tensors.text import duration, printable
 from nvflare_llm_components.tools.runs import (
     FINAL,
     METRICS,
@@ -75,6 +75,11 @@ class View:
         losses = [record.get("eval_loss") for record in self.rounds()]
         return [loss for loss in losses if loss is not None]
 
+    def course(self) -> list[float]:
+        """The same, and what the sites found of the last model."""
+        final = self.final().get("eval_loss")
+        return [*self.losses(), *([] if final is None else [final])]
+
     def rounds(self) -> list[Record]:
         """What the server recorded of each round that is done."""
         return [record for file in self._files(ROUNDS) for record in having(read_lines(file), "round")]
@@ -105,17 +110,6 @@ def watch(folder: Path, console: Console, every_s: float = 1.0) -> None:
             status.update(Text(view.text()))
             time.sleep(every_s)
         view.text()
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(8.4), duration(300), duration(9000)
-    ('8 s', '5 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _overall(rounds: list[Record]) -> str:

@@ -140,8 +140,7 @@ def _check_rows_left(trainer: RoundTrainer) -> None:
         if rows is not None and len(rows) == 0:
             raise ReportableError(
                 f"{argument}: expected answers within max_length={trainer.args.max_length} tokens, found "
-                f"that every "
-                "prompt alone is longer. Set a larger max_length in sft_config."
+                "that every prompt alone is longer. Set a larger max_length in sft_config."
             )
 
 

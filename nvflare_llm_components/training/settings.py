@@ -113,9 +113,8 @@ def given(name: str, value: str | None) -> str:
     """
     if not isinstance(value, str) or not value or "{" in value or value.startswith("None/"):
         raise ReportableError(
-            f"{name}: expected a path or name, found {value!r}. A variable of the job is not set: define "
-            f"it at "
-            "the top of the JSON, or in the environment of this site."
+            f"{name}: expected a path or name, found {value!r}. A variable of the job is not set: define it "
+            "at the top of the JSON, or in the environment of this site."
         )
     return value
 

@@ -69,8 +69,8 @@ def step_memory(
         optim: one of `OPTIMIZERS`.
     """
     _use_kernels(model)
-    trained = sum(_nbytes(p) for p in model.parameters() if p.requires_grad)
-    weights = sum(_nbytes(p) for p in model.parameters())
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    weights = sum(p.nbytes for p in model.parameters())
     unit = _largest_unit(model)
     peak = _peak(model, batch_size, length, gradient_checkpointing)
     shards = num_processes if sharding == "full" else 1
@@ -172,9 +172,6 @@ def _largest_unit(model: Any) -> int:
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     inside = {id(p) for layer in layers for p in layer.parameters()}
-    rest = sum(_nbytes(p) for p in model.parameters() if id(p) not in inside)
-    return max([rest, *(sum(map(_nbytes, layer.parameters())) for layer in layers)])
-
-
-def _nbytes(value: torch.Tensor) -> int:
-    return value.numel() * value.element_size()
+    rest = sum(p.nbytes for p in model.parameters() if id(p) not in inside)
+    sizes = [sum(p.nbytes for p in layer.parameters()) for layer in layers]
+    return int(max([rest, *sizes]))

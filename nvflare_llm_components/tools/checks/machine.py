@@ -10,11 +10,14 @@ import psutil
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
 from nvflare_llm_components.components import COMPONENTS
+from nvflare_llm_components.jobs.read import objects_in
 from nvflare_llm_components.quantization.precision import PRECISIONS, PrecisionPolicy
 from nvflare_llm_components.tensors.text import printable
+from nvflare_llm_components.tools.allow import allows, site_allow_list
 from nvflare_llm_components.tools.checks.subject import (
     QUANTIZE,
     Finding,
+    Json,
     Subject,
     args_of,
     components_of,
@@ -27,16 +30,15 @@ from nvflare_llm_components.tools.policy import check_job
 
 def check_allowed(subject: Subject) -> Iterator[Finding]:
     """The workspace lets jobs load each class: FLARE refuses the job otherwise."""
-    allowed = _allowed(subject.workspace)
-    if allowed is None:
+    if subject.workspace and (subject.workspace / "local/resources.json").is_file():
+        allowed = site_allow_list(subject.workspace)
+    else:
         allowed = [*DEFAULT_CLASS_ALLOW_LIST, *COMPONENTS]  # what `nvflare-llm allow` writes
-    allowed = [*allowed, *subject.also]
+    allowed += subject.also
     paths = {path for side in (subject.server, *subject.clients.values()) for path, _ in components_of(side)}
     paths |= set(_optimizers(subject.server))
     for path in sorted(paths):
-        if not any(
-            entry == "*" or path == entry or path.startswith(f"{entry.rstrip('.')}.") for entry in allowed
-        ):
+        if not any(allows(entry, path) for entry in allowed):
             option = "" if path in COMPONENTS else f" --also {path}"
             where = subject.workspace or "WORKSPACE"
             yield error(
@@ -57,27 +59,11 @@ def check_policy(subject: Subject) -> Iterator[Finding]:
                     yield error(f"{site}: {refusal}")
 
 
-def _allowed(workspace: Path | None) -> list[str] | None:
-    file = workspace / "local" / "resources.json" if workspace else None
-    if file is None or not file.is_file():
-        return None
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8")).get("class_allow_list")
-    except (json.JSONDecodeError, AttributeError):
-        return []
-    return entries if isinstance(entries, list) else list(DEFAULT_CLASS_ALLOW_LIST)
-
-
-def _optimizers(node: object) -> Iterator[str]:
+def _optimizers(config: Json) -> Iterator[str]:
     """Class paths that a component builds itself, as FedOpt its optimizer."""
-    if isinstance(node, dict):
+    for node in objects_in(config):
         if node.get("config_type") == "dict" and isinstance(node.get("path"), str):
             yield node["path"]
-        for value in node.values():
-            yield from _optimizers(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _optimizers(value)
 
 
 def check_sizes(subject: Subject) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nvflare_llm_components.jobs.read import config_file, resolved
+from nvflare_llm_components.jobs.read import config_file, objects_in, resolved
 
 EXECUTOR = "nvflare_llm_components.executors.HFSFTExecutor"
 PERSISTOR = "nvflare_llm_components.persistors.SafetensorsModelPersistor"
@@ -104,14 +104,9 @@ Check = Callable[[Subject], Iterable[Finding]]
 
 def components_of(node: object) -> Iterator[tuple[str, Json]]:
     """Class path and arguments of every component in a configuration."""
-    if isinstance(node, dict):
-        if isinstance(node.get("path"), str) and node.get("config_type") != "dict":
-            yield node["path"], node.get("args") or {}
-        for value in node.values():
-            yield from components_of(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from components_of(value)
+    for found in objects_in(node):
+        if isinstance(found.get("path"), str) and found.get("config_type") != "dict":
+            yield found["path"], found.get("args") or {}
 
 
 def args_of(config: Json, path: str) -> Iterator[Json]:
