@@ -29,6 +29,20 @@ def config_of_size(size_mib: int) -> LlamaConfig:
     )
 
 
+def config_of_40_million() -> LlamaConfig:
+    """A Llama of 40 million weights with tied embeddings, whose vocabulary weighs as much as its layers."""
+    return LlamaConfig(
+        vocab_size=32768,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        tie_word_embeddings=True,
+    )
+
+
 def llama_1b_config() -> LlamaConfig:
     """The shapes of Llama-3.2-1B: 1,235,814,400 weights in 146 tensors."""
     return LlamaConfig(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.memory_sampler import anonymous_bytes
+from benchmarks.random_model import config_of_40_million
 from benchmarks.record import record
 
 ROWS, LENGTH, STEPS = 2, 512, 3
@@ -29,19 +30,9 @@ GIVES_BACK = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536:glibc.malloc.
 def build(case: str) -> Any:
     """A Llama of 40 million weights, as a case has it."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=32768,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        tie_word_embeddings=True,
-    )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(config_of_40_million(), attn_implementation="sdpa")
     if case == "bfloat16":
         model = model.to(torch.bfloat16)
     if "lora" in case:

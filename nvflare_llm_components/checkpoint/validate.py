@@ -9,6 +9,7 @@ from nvflare_llm_components.tensors.errors import CheckpointError
 from nvflare_llm_components.tensors.finite import count_nonfinite
 from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.norm import squared_distance
+from nvflare_llm_components.tensors.text import listed
 
 Tensors = Mapping[str, torch.Tensor | LazyValue]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -64,8 +65,7 @@ class Inspection:
         if self._faults:
             raise CheckpointError(
                 f"{self._what}: expected finite values, found NaN or Inf in {len(self._faults)} of "
-                f"{len(self._squares)} tensors ({', '.join(self._faults[:3])}"
-                f"{', ...' if len(self._faults) > 3 else ''}). "
+                f"{len(self._squares)} tensors ({listed(self._faults)}). "
                 "Lower the learning rate, or send in bf16 instead of fp16."
             )
         norm = math.sqrt(sum(self._squares[name] for name in sorted(self._squares)))
@@ -82,7 +82,7 @@ def complain(tensors: Tensors, shapes: Shapes, what: str) -> None:
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
     faults = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        f"{len(names)} {kind} ({listed(names)})"
         for kind, names in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
         if names
     ]

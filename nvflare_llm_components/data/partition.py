@@ -48,24 +48,20 @@ def partition(
         raise ValueError(f"`method` should be 'iid' or 'dirichlet'. Found {method!r}.")
     if method == "iid" and column:
         raise ValueError("`column` is of method 'dirichlet'. Found it with 'iid'. Leave one of them out.")
-    files = _files(source)
-    contents = {file: read_records(file) for file in files}
+    contents = {file: read_records(file) for file in _files(source)}
     proportions: Proportions = {}
-    shares = {}
-    for number, (file, records) in enumerate(contents.items()):
+    rows_of: dict[str, dict[str, list[Record]]] = {}
+    for number, (file, records) in enumerate(contents.items(), seed):
         if method == "iid":
-            shares[file] = iid_shares(len(records), num_sites, seed + number)
+            shares = iid_shares(len(records), num_sites, number)
         else:
-            labels = _labels(file, records, column)
-            shares[file] = dirichlet_shares(labels, num_sites, alpha, seed + number, proportions)
-    for file, of_sites in shares.items():
-        for number, share in enumerate(of_sites, 1):
-            rows = [contents[file][row] for row in share]
-            write_jsonl(out / f"site-{number}" / f"{file.stem}.jsonl", rows)
-    return {
-        f"{file.stem}.jsonl": {f"site-{number}": len(share) for number, share in enumerate(of_sites, 1)}
-        for file, of_sites in shares.items()
-    }
+            shares = dirichlet_shares(_labels(file, records, column), num_sites, alpha, number, proportions)
+        own = [[records[row] for row in share] for share in shares]
+        rows_of[f"{file.stem}.jsonl"] = {f"site-{place}": rows for place, rows in enumerate(own, 1)}
+    for name, by_site in rows_of.items():  # when all could be split
+        for site, rows in by_site.items():
+            write_jsonl(out / site / name, rows)
+    return {name: {site: len(rows) for site, rows in by_site.items()} for name, by_site in rows_of.items()}
 
 
 def _files(source: Path) -> list[Path]:

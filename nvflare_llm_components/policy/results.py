@@ -18,7 +18,7 @@ from nvflare_llm_components.tensors.errors import CheckpointError
 from nvflare_llm_components.tensors.finite import count_nonfinite, ends_of
 from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.names import normalised
-from nvflare_llm_components.tensors.text import printable
+from nvflare_llm_components.tensors.text import listed, printable
 
 WEIGHTS, WEIGHT_DIFF = "WEIGHTS", "WEIGHT_DIFF"
 MAX_WEIGHT = 1e9
@@ -188,7 +188,7 @@ def checked_tensors(
         if names:
             raise PolicyError(
                 f"expected the {len(specs)} tensors of the global model, found {len(names)} {what} "
-                f"({', '.join(printable(name, 80) for name in names[:3])}{', ...' if len(names) > 3 else ''})"
+                f"({listed([printable(name, 80) for name in names])})"
             )
     return {name: _checked_tensor(name, values[name], *spec, is_summed) for name, spec in specs.items()}
 

@@ -1,5 +1,7 @@
 """Text from outside, made fit for a log line, a ledger or an error; durations; and what ends a prompt."""
 
+from collections.abc import Sequence
+
 ANSWER_CUE = "\n\nResponse:\n"
 """Ends the prompt of an `input`/`output` row, in training and in generation. The line break is a token
 boundary in common tokenizers, so the prompt alone and the prompt with its completion are cut alike."""
@@ -22,6 +24,15 @@ def printable(text: object, limit: int = 500) -> str:
     kept = written[:limit]
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept)
     return escaped if len(written) <= limit else f"{escaped}... ({len(written):,} characters)"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, by commas.
+
+    >>> listed(["a", "b", "c", "d"])
+    'a, b, c, ...'
+    """
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def duration(seconds: float) -> str:

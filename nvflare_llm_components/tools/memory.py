@@ -60,9 +60,8 @@ def show_memory(
     table.add_column("checkpoints")
     for head in (*_HEADS.values(), "total"):
         table.add_column(head, justify="right")
-    for sharding, checkpointing in product(
-        ("none", "full") if num_processes > 1 else ("none",), (False, True)
-    ):
+    shardings = ("none", "full") if num_processes > 1 else ("none",)
+    for sharding, checkpointing in product(shardings, (False, True)):
         memory = step_memory(
             adapted(meta_model(model).to(DTYPES[dtype]), peft),
             batch_size,

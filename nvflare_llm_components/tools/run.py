@@ -47,16 +47,7 @@ def run(
     console = console or Console()
     variables = _places(job, sites) | _of_processes(threads or len(sites))
     os.environ.update(variables)
-    findings = check(job, sites, workspace, [*COMPONENTS, *also])  # which are allowed before it starts
-    if not show(findings, console):
-        causes = [finding.sentence for finding in findings if finding.level == "error"]
-        raise CommandError(f"The job was not started.\n{causes[0]}")
-    if not Subject(job, tuple(sites)).executors:
-        command = shlex.join(["nvflare", "simulator", str(job), "-w", str(workspace), "-c", ",".join(sites)])
-        raise CommandError(
-            f"{job}: expected sites with HFSFTExecutor, by whose records `run` judges. Found none. "
-            f"Type: nvflare-llm allow {shlex.quote(str(workspace))} --new, then: {command} -t {len(sites)}"
-        )
+    warnings = _checked(job, workspace, sites, also, console)
     if threads and threads < len(sites):
         console.print(
             f"With {threads} threads for {len(sites)} sites FLARE starts a site's process anew for each "
@@ -72,10 +63,26 @@ def run(
         federation = simulate(shell, job.resolve(), workspace.resolve(), sites, threads=threads, also=also)
     except KeyboardInterrupt:
         raise CommandError(_interrupted(workspace, started)) from None
-    warnings = [f"Warning: {finding.sentence}" for finding in findings if finding.level == "warning"]
     for line in (*warnings, *_next(federation, sites[0]), _verdict(federation, len(sites))):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return federation
+
+
+def _checked(
+    job: Path, workspace: Path, sites: Sequence[str], also: Sequence[str], console: Console
+) -> list[str]:
+    """What to be warned of once more at the end; raises where the job should not be started."""
+    findings = check(job, sites, workspace, [*COMPONENTS, *also])  # which are allowed before it starts
+    if not show(findings, console):
+        causes = [finding.sentence for finding in findings if finding.level == "error"]
+        raise CommandError(f"The job was not started.\n{causes[0]}")
+    if not Subject(job, tuple(sites)).executors:
+        command = shlex.join(["nvflare", "simulator", str(job), "-w", str(workspace), "-c", ",".join(sites)])
+        raise CommandError(
+            f"{job}: expected sites with HFSFTExecutor, by whose records `run` judges. Found none. "
+            f"Type: nvflare-llm allow {shlex.quote(str(workspace))} --new, then: {command} -t {len(sites)}"
+        )
+    return [f"Warning: {finding.sentence}" for finding in findings if finding.level == "warning"]
 
 
 def _interrupted(workspace: Path, since: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from nvflare.fuel.utils import fobs
-from peft import get_peft_config, get_peft_model, get_peft_model_state_dict
+from peft import get_peft_model
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
@@ -20,6 +20,7 @@ from nvflare_llm_components.quantization.checks import FORMAT_VERSION
 from nvflare_llm_components.quantization.message import META_KEY
 from nvflare_llm_components.quantization.precision import PRECISIONS, PrecisionPolicy
 from nvflare_llm_components.quantization.wire import RAW, Entry, dtype_name
+from nvflare_llm_components.tensors.adapters import adapter_config, adapter_tensors
 from nvflare_llm_components.tensors.names import meta_model
 from nvflare_llm_components.tensors.text import duration
 from nvflare_llm_components.tools.timeouts import limits_of, seconds_of, verdicts
@@ -59,14 +60,14 @@ def meta_state_dict(model: str, peft: str | None = None) -> dict[str, torch.Tens
         peft: settings of an adapter as JSON text, or the path of a JSON file.
 
     Raises:
-        CheckpointError: if there is no config at `model`, or it can't be built here.
+        CheckpointError: if there is no config at `model`, or it can't be built here, or no federation can
+            work with the adapter.
         ValueError: if `peft` is no JSON object.
     """
     built = adapted(meta_model(model), peft)
     if peft is None:
         return {name: parameter.detach() for name, parameter in _tensors(built)}
-    state: Mapping[str, torch.Tensor] = get_peft_model_state_dict(built)
-    return dict(state)
+    return adapter_tensors(built)
 
 
 def adapted(model: Any, peft: str | None) -> Any:
@@ -74,7 +75,7 @@ def adapted(model: Any, peft: str | None) -> Any:
     if peft is None:
         return model
     with torch.device("meta"):
-        return get_peft_model(model, get_peft_config(_peft_settings(peft)))
+        return get_peft_model(model, adapter_config(_peft_settings(peft)))
 
 
 def message_size(state: Mapping[str, torch.Tensor], policy: PrecisionPolicy, label: str) -> MessageSize:
@@ -163,4 +164,4 @@ def _peft_settings(peft: str) -> dict[str, object]:
     settings = json.loads(text)
     if not isinstance(settings, dict):
         raise ValueError(f"peft should be a JSON object. Found {type(settings).__name__}.")
-    return {"task_type": "CAUSAL_LM", **settings}
+    return settings

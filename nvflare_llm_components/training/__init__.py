@@ -7,7 +7,7 @@ Read in this order:
 - :mod:`.row_files`     A site's file of rows: its formats, and limits beyond which it is refused before it
                         takes memory
 - :mod:`.rows`          Instruction rows from a site's file, in the two shapes that TRL understands
-- :mod:`.model`         Model, tokenizer and adapter configuration from a Hugging Face folder or hub name
+- :mod:`.model`         Model and tokenizer from a Hugging Face folder or hub name
 - :mod:`.quantized`     A base of 4 or 8 bits, over which an adapter trains: what it needs, said before the
                         model is loaded
 - :mod:`.sizes`         What a model takes, told by its configuration before anything of it is loaded

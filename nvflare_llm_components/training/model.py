@@ -1,4 +1,4 @@
-"""Model, tokenizer and adapter configuration from a Hugging Face folder or hub name."""
+"""Model and tokenizer from a Hugging Face folder or hub name."""
 
 from collections.abc import Sequence
 from pathlib import Path

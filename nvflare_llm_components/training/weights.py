@@ -14,11 +14,11 @@ from nvflare_llm_components.tensors.convert import tensor_of
 from nvflare_llm_components.tensors.errors import ReportableError
 from nvflare_llm_components.tensors.names import aliases_of, checkpoint_tensors, normalised
 from nvflare_llm_components.tensors.safetensors_file import Layout
+from nvflare_llm_components.tensors.text import listed
 from nvflare_llm_components.training.conversion import Read, converted
 from nvflare_llm_components.training.sharded import assign, memory_of, whole
 
 StateDict = dict[str, torch.Tensor]
-_SHOWN = 5
 _Spec = tuple[Sequence[int], torch.dtype]
 
 
@@ -202,5 +202,4 @@ def _check_names(expected: Any, found: Any) -> None:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return f" ({shown}{', ...' if len(names) > _SHOWN else ''})" if names else ""
+    return f" ({listed(names, 5)})" if names else ""
