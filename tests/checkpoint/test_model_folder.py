@@ -11,24 +11,26 @@ from nvflare_llm_components.checkpoint.initial_model import load_initial_model
 from nvflare_llm_components.checkpoint.model_folder import save_model_folder
 from tests.checkpoint.tiny_models import save_tiny_llama, state_of
 
-GENERATE = (
-    "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
-    "m, t = M.from_pretrained(sys.argv[1]), T.from_pretrained(sys.argv[1])\n"
-    "assert m.lm_head.weight is m.model.embed_tokens.weight or not m.config.tie_word_embeddings\n"
-    "x = t('w5 w6 w7', return_tensors='pt')\n"
-    "print(m.dtype, m.generate(x.input_ids, max_new_tokens=8, do_sample=False).tolist())"
-)
+GENERATE = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+for folder in sys.argv[1:]:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.lm_head.weight is model.model.embed_tokens.weight or not model.config.tie_word_embeddings
+    asked = tokenizer("w5 w6 w7", return_tensors="pt").input_ids
+    print(model.dtype, model.generate(asked, max_new_tokens=8, do_sample=False).tolist())
+"""
 
 
-def generated(folder: Path) -> str:
+def generated(*folders: Path) -> list[str]:
     out = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", GENERATE, str(folder)],
+        [sys.executable, "-W", "ignore", "-c", GENERATE, *map(str, folders)],
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert out.returncode == 0, out.stderr
-    return out.stdout
+    return out.stdout.splitlines()
 
 
 @pytest.mark.parametrize(("tied", "max_shard_size"), [(True, "5GB"), (False, 20_000)])
@@ -39,7 +41,8 @@ def test_stock_transformers_generates_the_same_in_a_separate_process(
     start = load_initial_model(str(tmp_path / "source"), None, 0)
     save_model_folder(tmp_path / "last", start.weights, start.companions, {"round": 0}, max_shard_size)
     assert (tmp_path / "last/model.safetensors.index.json").exists() is (max_shard_size != "5GB")
-    assert generated(tmp_path / "last") == generated(tmp_path / "source")
+    last, source = generated(tmp_path / "last", tmp_path / "source")
+    assert last == source
 
 
 def test_the_record_says_what_was_saved(tmp_path: Path):

@@ -177,8 +177,8 @@ def test_the_allowed_model_settings_are_few():
 
 def test_thousands_of_unknown_settings_are_refused_at_once():
     """To look for what each might mean took half a minute."""
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(PolicyError, match="lerning_rate_0: it is not among") as told:
         check({f"lerning_rate_{n}": 1 for n in range(100_000)})
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert str(told.value).count("it is not among") == 5

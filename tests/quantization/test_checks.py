@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 import tracemalloc
 
@@ -24,7 +25,9 @@ for _ in range(100_000):
     NESTED = [NESTED]
 
 
+@functools.cache
 def messages() -> Message:
+    """The same one each time: nobody may change it."""
     weights = torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
     weights[3, 4], weights[7, 8] = math.nan, math.inf
     values = {"a": weights, "b": weights[:3] * 1e-3, "norm": torch.ones(7), "steps": torch.tensor(3)}
@@ -252,10 +255,12 @@ def test_a_mutated_message_is_refused_or_decodes_to_the_same_values(data):
         found = decode_message(values, header, None, lazy=False)[0]
     except WireFormatError:
         return
-    expected = decode(message)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert crc32_of(as_tensor(found[name])) == crc32_of(value), name
+    assert {name: crc32_of(as_tensor(value)) for name, value in found.items()} == sums()
+
+
+@functools.cache
+def sums() -> dict[str, int]:
+    return {name: crc32_of(value) for name, value in decode(messages()).items()}
 
 
 def numbers_of(payload: torch.Tensor, entry: dict, found: torch.Tensor) -> int:

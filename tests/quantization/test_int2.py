@@ -56,15 +56,12 @@ def test_a_constant_block_and_a_partial_one_come_back_nearly_as_they_were():
 
 
 def test_the_levels_are_the_fixed_point_of_lloyds_algorithm_on_a_gaussian():
-    x = torch.linspace(-8, 8, 2_000_001, dtype=torch.float64)
+    x = torch.linspace(8 / 20_000, 8, 20_000, dtype=torch.float64) - 4 / 20_000  # midpoints: no half is empty
     density = torch.exp(-(x**2) / 2)
     border = 0.0
     for _ in range(200):
         inner, outer = (
-            (
-                float((x * density)[part].sum() / density[part].sum())
-                for part in ((x > 0) & (x <= border), (x > border) & (x > 0))
-            )
+            (float((x * density)[part].sum() / density[part].sum()) for part in (x <= border, x > border))
             if border
             else (0.5, 1.5)
         )

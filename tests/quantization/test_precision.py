@@ -47,9 +47,9 @@ def test_small_vectors_and_what_is_no_wide_float_travel_as_they_are(weights, exp
 
 
 def test_a_pattern_that_would_hang_python_is_matched_in_linear_time():
-    started = time.monotonic()
+    started = time.process_time()
     assert name_of(PrecisionPolicy("fp16", overrides={"(a+)+$": "int8"}), "a" * 5000 + "b") == "fp16"
-    assert time.monotonic() - started < 1.0  # backtracking would take 2**5000 steps
+    assert time.process_time() - started < 1.0  # backtracking would take 2**5000 steps
 
 
 @pytest.mark.parametrize("pattern", ["(", "(?=a)b", r"(a)\1", "a" * 1001, "a\nERROR" + "x" * 2000])

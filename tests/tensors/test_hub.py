@@ -1,9 +1,11 @@
 """Nothing is fetched for a model that lies at the site, and no kernel of the hub is run."""
 
+import json
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,41 +87,65 @@ def test_a_model_at_the_site_is_built_without_a_request(tmp_path: Path):
     assert run(code, tmp_path, PYTHONPATH=paths) == "asked []"
 
 
-@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
-def test_no_kernel_of_the_hub_stands_in_for_a_missing_package(attention: str, tmp_path: Path):
-    save_tiny_model(tmp_path / "model")
-    write_rows(tmp_path / "rows.jsonl", [{"text": "a"}] * 4)
+@pytest.fixture(scope="module")
+def beside_kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process found that has the package `kernels`."""
+    folder = tmp_path_factory.mktemp("kernels")
+    save_tiny_model(folder / "model")
+    write_rows(folder / "rows.jsonl", [{"text": "a"}] * 4)
     code = f"""
+        import json
         from pathlib import Path
+        from transformers.integrations import hub_kernels
         from transformers.utils import is_kernels_available
+        from nvflare_llm_components.tensors.hub import only_for
+        from nvflare_llm_components.tensors.names import meta_model
+        from nvflare_llm_components.tools.sizes import meta_state_dict
         from nvflare_llm_components.training.build import build_trainer
         from nvflare_llm_components.training.settings import TrainingSettings
-        root = Path({str(tmp_path)!r})
-        settings = TrainingSettings(
-            model_name_or_path=str(root / "model"),
-            train_data=root / "rows.jsonl",
-            model_kwargs={{"attn_implementation": {attention!r}}},
-        )
-        try:
-            build_trainer(settings, root / "out")
-        except ValueError as error:
-            print(is_kernels_available(), error)
-    """
-    paths = f"{kernels(tmp_path)}:{Path(__file__).parents[2]}"
-    assert run(code, tmp_path, PYTHONPATH=paths).startswith("True model_kwargs.attn_implementation: expected")
-    assert not (tmp_path / "asked").exists()
+        root, told = Path({str(folder)!r}), Path({str(folder / "asked")!r})
 
+        def refused(attention):
+            rows, model_kwargs = root / "rows.jsonl", dict(attn_implementation=attention)
+            settings = TrainingSettings(
+                model_name_or_path=str(root / "model"), train_data=rows, model_kwargs=model_kwargs
+            )
+            try:
+                build_trainer(settings, root / "out")
+            except ValueError as error:
+                return str(error)
 
-def test_a_model_that_asks_for_a_kernel_by_itself_gets_none(tmp_path: Path):
-    code = """
-        from nvflare_llm_components.tensors.hub import only_for
-        from transformers.integrations.hub_kernels import lazy_load_kernel
+        found = dict(num_sizes=len(meta_state_dict(str(root / "model"))))
+        found |= dict(meta=type(meta_model(root / "model")).__name__)
+        found |= dict(are_enabled=hub_kernels._kernels_enabled, requests=asked.copy())
+        found |= {{name: refused(name) for name in ("flash_attention_2", "flash_attention_3")}}
         with only_for("/models/mamba"):
-            print("got", lazy_load_kernel("mamba-ssm"))
+            found["mamba"] = hub_kernels.lazy_load_kernel("mamba-ssm")
+        print(json.dumps(found | dict(are_there=is_kernels_available(), was_asked=told.exists())))
     """
-    paths = f"{kernels(tmp_path)}:{Path(__file__).parents[2]}"
-    assert run(code, tmp_path, PYTHONPATH=paths) == "got None"
-    assert not (tmp_path / "asked").exists()
+    paths = f"{kernels(folder)}:{Path(__file__).parents[2]}"
+    return json.loads(run(code, folder, PYTHONPATH=paths))
+
+
+def test_a_kernel_is_asked_for_by_nobody(beside_kernels):
+    assert beside_kernels["are_there"]
+    assert not beside_kernels["was_asked"]
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
+def test_no_kernel_of_the_hub_stands_in_for_a_missing_package(attention: str, beside_kernels):
+    assert beside_kernels[attention].startswith("model_kwargs.attn_implementation: expected")
+
+
+def test_a_model_that_asks_for_a_kernel_by_itself_gets_none(beside_kernels):
+    assert beside_kernels["mamba"] is None
+
+
+def test_a_model_known_by_its_configuration_alone_is_built_without_a_kernel_or_a_request(beside_kernels):
+    assert beside_kernels["meta"] == "LlamaForCausalLM"
+    assert beside_kernels["num_sizes"] > 0
+    assert not beside_kernels["are_enabled"]
+    assert beside_kernels["requests"] == []
 
 
 def test_an_attention_that_is_built_in_needs_no_package():
@@ -127,22 +153,3 @@ def test_an_attention_that_is_built_in_needs_no_package():
     check_attention({})
     with pytest.raises(ReportableError, match="expected the package flash_attn"):
         check_attention({"attn_implementation": "flash_attention_2"})
-
-
-def test_a_model_known_by_its_configuration_alone_is_built_without_a_kernel_or_a_request(tmp_path: Path):
-    code = f"""
-        from pathlib import Path
-        from transformers import LlamaConfig
-        from nvflare_llm_components.tensors.names import meta_model
-        from nvflare_llm_components.tools.sizes import meta_state_dict
-        from transformers.integrations import hub_kernels
-        folder = Path({str(tmp_path / "model")!r})
-        sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-        LlamaConfig(**sizes, vocab_size=16).save_pretrained(folder)
-        assert len(meta_state_dict(str(folder)))
-        assert not hub_kernels._kernels_enabled
-        print(type(meta_model(folder)).__name__, "asked", asked)
-    """
-    paths = f"{kernels(tmp_path)}:{Path(__file__).parents[2]}"
-    assert run(code, tmp_path, PYTHONPATH=paths) == "LlamaForCausalLM asked []"
-    assert not (tmp_path / "asked").exists()

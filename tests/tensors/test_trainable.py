@@ -62,7 +62,7 @@ def test_a_pattern_that_matches_nothing_is_named():
 
 
 def test_a_hostile_pattern_ends_soon():
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(CheckpointError, match="match none"):
         trained_parameters(meta("llama"), ["*e" * 100, "*[!a]" * 40, "[" * 200])
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
