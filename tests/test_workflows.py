@@ -242,6 +242,7 @@ def evaluated(trained: Federation, folder: Path, model: Path, losses: dict[str, 
     for site, weight in zip(SITES, (1, 1, 2), strict=True):
         context = server.context(site)
         context.set_prop(AppConstants.TRAINING_RESULT, result(model, 2.0, weight), private=True, sticky=False)
+        context.set_prop(AppConstants.AGGREGATION_ACCEPTED, True, private=True, sticky=False)
         server.fire_event(AppEventType.AFTER_CONTRIBUTION_ACCEPT, context)
     server.start()
     sent = [server.ask(site) for site in SITES]
