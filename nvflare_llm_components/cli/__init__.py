@@ -10,12 +10,13 @@ Read in this order:
 - :mod:`.run`        Commands that look at a job, run it, and watch it
 - :mod:`.models`     Commands for a trained model: ask it, merge it, judge it
 - :mod:`.policy`     The commands of a site's own policy
+- :mod:`.node`       The command of a site's further machines
 
 Commands import what they call inside their function: ``nvflare-llm --help`` then needs no torch. A module
 here is imported for the commands that it adds to :data:`app`.
 """
 
-from nvflare_llm_components.cli import commands, data, job, models, policy, run
+from nvflare_llm_components.cli import commands, data, job, models, node, policy, run
 from nvflare_llm_components.cli.app import app
 
-__all__ = ["app", "commands", "data", "job", "models", "policy", "run"]
+__all__ = ["app", "commands", "data", "job", "models", "node", "policy", "run"]

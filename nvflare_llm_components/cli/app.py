@@ -17,7 +17,7 @@ PANELS = {
     "See it work": ("demo", "sizes"),
     "A job of one's own": ("prepare", "partition", "job", "check", "run", "watch"),
     "What came of it": ("plot", "report", "traffic", "generate", "evaluate", "merge", "baseline", "resume"),
-    "In a federation": ("allow", "policy", "submit"),
+    "In a federation": ("allow", "policy", "submit", "node"),
 }
 """What the help shows, in the order in which one needs it."""
 

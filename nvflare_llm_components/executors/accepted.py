@@ -9,7 +9,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare_llm_components.flare.site import places_of, policy_for_job
 from nvflare_llm_components.policy.job import AcceptedTraining, accept_training
 from nvflare_llm_components.policy.limits import held_processes
-from nvflare_llm_components.training.ranks import processes_for
+from nvflare_llm_components.training.group import processes_for
 from nvflare_llm_components.training.rows import RowLimits
 from nvflare_llm_components.training.settings import TrainingSettings, given
 from nvflare_llm_components.training.sizes import size_of

@@ -36,8 +36,12 @@ Read in this order:
 - :mod:`.evaluate`      Loss of a saved model on a file of rows, computed as the executor computes it
 - :mod:`.centralized`   Centralized training with the same data, budget and records as a federation, to
                         compare with
-- :mod:`.ranks`         Several processes that train one site's model together, as one engine: DDP over one
-                        machine's devices
+- :mod:`.ranks`         Several processes that train one site's model together, as one engine, and what they
+                        are asked
+- :mod:`.group`         The ranks of a site, started: on this machine, and where it has too few devices on the
+                        site's nodes
+- :mod:`.process`       One rank's process on this machine: its place in the group, its start, and how it
+                        ended
 - :mod:`.rank`          One of the processes that train a site's model together: ``python -m ...rank
                         DESCRIPTOR``
 - :mod:`.channel`       Named requests and their answers as JSON, between a site's front end and its ranks.
@@ -45,4 +49,12 @@ Read in this order:
 - :mod:`.image`         A state dict in memory that other processes of this user can map: a safetensors file
                         without a name
 - :mod:`.sharded`       Tensors of which each of several processes holds a part (FSDP2)
+- :mod:`.nodes`         Further machines of a site, as its front end sees them: the site's environment names
+                        them, no job can
+- :mod:`.node`          One of a site's further machines: starts ranks for the site's front end, and for
+                        nobody else
+- :mod:`.secret`        A secret that the machines of one site share: kept in a file, proved over a socket,
+                        and never sent
+- :mod:`.broadcast`     One process's tensors in all of them, over the process group: where not all are on one
+                        machine
 """

@@ -3,10 +3,20 @@
 import fcntl
 import json
 import os
+import socket
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 Message = dict[str, Any]
+# Of a connection between machines: without an answer for some ten seconds the other one is gone.
+_WATCH = {
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY): 1,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 5,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 1,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 5,
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): 10_000,
+}
 
 
 class ChannelClosedError(Exception):
@@ -14,7 +24,7 @@ class ChannelClosedError(Exception):
 
 
 class Channel:
-    """One end of a socket pair that only these two processes hold.
+    """One end of a socket pair that only these two processes hold, or of a connection to another machine.
 
     Args:
         connection: A connection, or the number of an inherited descriptor of one.
@@ -28,6 +38,14 @@ class Channel:
         """Two ends, neither of which a child inherits unless it is passed on."""
         one, other = Pipe()
         return cls(one), cls(other)
+
+    @classmethod
+    def of_socket(cls, connection: socket.socket) -> "Channel":
+        """The end of a connection that both sides have proved to be theirs; a dead machine ends it, too."""
+        for (level, name), value in _WATCH.items():
+            connection.setsockopt(level, name, value)
+        connection.settimeout(None)
+        return cls(Connection(connection.detach()))
 
     def send(self, **message: Any) -> None:
         """Send one message.
@@ -44,11 +62,11 @@ class Channel:
         """Wait for the next message.
 
         Raises:
-            ChannelClosedError: The other side is gone.
+            ChannelClosedError: The other side is gone, or what came is no message.
         """
         try:
             message: Message = json.loads(self.connection.recv_bytes())
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, ValueError) as error:
             raise ChannelClosedError from error
         return message
 

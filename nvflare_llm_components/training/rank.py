@@ -22,6 +22,7 @@ from nvflare_llm_components.tensors.errors import ReportableError
 from nvflare_llm_components.tensors.safetensors_file import DTYPE_NAMES, map_tensor_file
 from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.training import weights
+from nvflare_llm_components.training.broadcast import Broadcast
 from nvflare_llm_components.training.build import epoch_rows_of
 from nvflare_llm_components.training.channel import Channel, ChannelClosedError
 from nvflare_llm_components.training.engine import LogEntry, RoundOrder, TrainingEngine
@@ -36,10 +37,12 @@ class Rank:
         channel: To the front end.
         engine: This process's training.
         number: This rank's number; 0 speaks for all where all have the same to say.
+        spans_nodes: Whether some ranks are on another machine than the front end, and its images.
     """
 
-    def __init__(self, channel: Channel, engine: TrainingEngine, number: int):
+    def __init__(self, channel: Channel, engine: TrainingEngine, number: int, spans_nodes: bool):
         self._channel, self._engine, self._is_first = channel, engine, number == 0
+        self._spans_nodes = spans_nodes
         self._image: TensorImage | None = None
         if self._is_first:
             engine.on_logs = self._log
@@ -84,7 +87,10 @@ class Rank:
         }
 
     def _load(self, image: str) -> str:
-        return self._engine.load(map_tensor_file(Path(image)))
+        if not self._spans_nodes:
+            return self._engine.load(map_tensor_file(Path(image)))
+        layout = weights.layout_of(self._engine.trainer.model)
+        return self._engine.load(Broadcast(layout, map_tensor_file(Path(image)) if self._is_first else {}))
 
     def _snapshot(self) -> str | None:
         model = self._engine.trainer.model
@@ -117,14 +123,17 @@ class Rank:
 
 
 def join_group(rendezvous: str, number: int, num_processes: int, is_on_gpu: bool) -> None:
-    """Meet the other ranks through a file in a folder that only this user can open."""
+    """Meet the other ranks: in a file of a folder that only this user can open, or at an address."""
     if is_on_gpu:
-        torch.cuda.set_device(number)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    host, _, port = rendezvous.rpartition(" ")
+    meeting: dict[str, Any] = {"init_method": None, "store": None}
+    if Path(rendezvous).is_absolute():
+        meeting["init_method"] = Path(rendezvous).as_uri()
+    else:
+        meeting["store"] = distributed.TCPStore(host, int(port), is_master=False)  # type: ignore[attr-defined]
     distributed.init_process_group(
-        "nccl" if is_on_gpu else "gloo",
-        init_method=Path(rendezvous).as_uri(),
-        rank=number,
-        world_size=num_processes,
+        "nccl" if is_on_gpu else "gloo", rank=number, world_size=num_processes, **meeting
     )
 
 
@@ -142,7 +151,7 @@ def train(channel: Channel) -> None:
         raise RuntimeError(
             f"num_processes: expected {num_processes} processes to train as one, found {found}."
         )
-    Rank(channel, engine, number).run()
+    Rank(channel, engine, number, start["spans_nodes"]).run()
 
 
 def main(descriptor: int) -> int:
@@ -156,7 +165,12 @@ def main(descriptor: int) -> int:
         traceback.print_exc()
         with suppress(ChannelClosedError):
             channel.die_with_partner(False)
-            channel.send(error=_told(error), traceback=_trace(error), time=time.monotonic())
+            channel.send(
+                error=f"failed: {_told(error)}",
+                traceback=_trace(error),
+                time=time.monotonic(),
+                is_dead=False,
+            )
         return 1
     return 0
 

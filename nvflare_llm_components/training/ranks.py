@@ -1,12 +1,6 @@
-"""Several processes that train one site's model together, as one engine: DDP over one machine's devices."""
+"""Several processes that train one site's model together, as one engine, and what they are asked."""
 
 import logging
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,71 +9,36 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from nvflare_llm_components.tensors.errors import ReportableError
 from nvflare_llm_components.tensors.names import normalised
 from nvflare_llm_components.tensors.safetensors_file import DTYPE_NAMES, map_tensor_file
-from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.training import weights
 from nvflare_llm_components.training.budget import EpochRows
-from nvflare_llm_components.training.channel import Channel, ChannelClosedError, Message
+from nvflare_llm_components.training.channel import ChannelClosedError, Message
 from nvflare_llm_components.training.engine import LogEntry, RoundOrder, do_nothing
+from nvflare_llm_components.training.group import Group, LocalRank
 from nvflare_llm_components.training.image import TensorImage
+from nvflare_llm_components.training.nodes import RemoteRank
+from nvflare_llm_components.training.process import log_name
 from nvflare_llm_components.training.settings import TrainingSettings
 from nvflare_llm_components.training.trainer import Counts
 
 logger = logging.getLogger(__name__)
 _POLL_S = 0.05
 _GRACE_S = 1.0
-_TAIL_CHARACTERS = 2000
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 LOG_FOLDER = "rank_logs"
+_Rank = LocalRank | RemoteRank
 
 
 class RankError(ReportableError):
     """A rank failed or died; names it. Its traceback is in this process's log."""
 
 
-class _Process:
-    """One rank, as its parent sees it."""
-
-    def __init__(self, number: int, num_processes: int, logs: Path):
-        self.number, self.log = number, logs / f"rank-{number}.log"
-        self.channel, theirs = Channel.pair()
-        descriptor = theirs.connection.fileno()
-        command = [sys.executable, "-m", "nvflare_llm_components.training.rank", str(descriptor)]
-        with self.log.open("ab") as log:
-            # `-m` puts the working folder first in the path: one that only we write to.
-            self.process = subprocess.Popen(
-                command,
-                cwd=logs,
-                env=_environment(number, num_processes),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[descriptor],
-            )
-        theirs.close()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.channel.close()
-
-    def death(self) -> Message:
-        """How it ended, and the last that it wrote: from outside, so it can forge no line of a log."""
-        code = self.process.wait()
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        tail = self.log.read_text(errors="replace")[-_TAIL_CHARACTERS:]
-        last = "\n".join(map(printable, tail.splitlines()))
-        return {"error": how, "traceback": last, "time": time.monotonic(), "is_dead": True}
-
-
 class Ranks:
     """An engine of several processes, to which this one is a front end.
 
-    Requests and answers are JSON over socket pairs, weights are images in memory. Ranks end with this
+    Requests and answers are JSON over a channel to each, weights are images in memory. Ranks end with this
     process.
 
     Args:
@@ -99,12 +58,8 @@ class Ranks:
         self.step, self.counts = 0, Counts()
         logs = run_folder.resolve() / LOG_FOLDER
         logs.mkdir(parents=True, exist_ok=True)
-        self._meeting = Path(tempfile.mkdtemp(prefix="nvflare-llm-"))
-        self._ranks: list[_Process] = []
+        self._group = Group(int(settings.num_processes), settings.is_on_gpu, logs)
         try:
-            num_processes = int(settings.num_processes)
-            for number in range(num_processes):
-                self._ranks.append(_Process(number, num_processes, logs))
             facts = self._built(settings, folder, saved)
         except BaseException:
             self.close()
@@ -153,20 +108,16 @@ class Ranks:
 
     def close(self) -> None:
         """Kill the ranks: a state on disk is whole at any moment. May be called twice."""
-        ranks, self._ranks = self._ranks, []
-        for rank in ranks:
-            rank.process.kill()
-        for rank in ranks:
-            rank.kill()
-        shutil.rmtree(self._meeting, ignore_errors=True)
+        self._group.close()
 
     def _built(self, settings: TrainingSettings, folder: Path, saved: Path | None) -> Message:
-        for rank in self._ranks:
+        for rank in self._group.ranks:
             self._send(
                 rank,
                 number=rank.number,
-                num_processes=len(self._ranks),
-                rendezvous=str(self._meeting / "rendezvous"),
+                num_processes=len(self._group.ranks),
+                rendezvous=self._group.rendezvous,
+                spans_nodes=self._group.spans_nodes,
                 is_on_gpu=settings.is_on_gpu,
                 settings=settings.to_json(),
                 folder=str(folder.resolve()),
@@ -176,9 +127,9 @@ class Ranks:
 
     def _ask(self, name: str, **arguments: Any) -> list[Message]:
         """Ask all ranks."""
-        if not self._ranks:
+        if not self._group.ranks:
             raise RankError("The ranks of this site have ended.")
-        for rank in self._ranks:
+        for rank in self._group.ranks:
             self._send(rank, name=name, arguments=arguments)
         return self._answers()
 
@@ -186,7 +137,7 @@ class Ranks:
         """Ask all ranks, and return what rank 0 answers."""
         return self._ask(name, **arguments)[0]["answer"]
 
-    def _send(self, rank: _Process, **message: Any) -> None:
+    def _send(self, rank: _Rank, **message: Any) -> None:
         # Its end is found where its answer is awaited, together with its reason.
         with suppress(ChannelClosedError):
             rank.channel.send(**message)
@@ -214,7 +165,7 @@ class Ranks:
 
     def _collect(self) -> list[Message]:
         """One answer of each rank, in order; a failure is told after a grace period, for the true cause."""
-        waiting = {rank.channel.connection: rank for rank in self._ranks}
+        waiting = {rank.channel.connection: rank for rank in self._group.ranks}
         answers: dict[int, Message] = {}
         failures: dict[int, Message] = {}
         deadline = float("inf")
@@ -222,7 +173,7 @@ class Ranks:
             self.poll()
             for connection in wait(list(waiting), _POLL_S):
                 rank = waiting[cast(Connection, connection)]
-                message = _message_of(rank)
+                message = rank.receive()
                 if "log" in message:
                     self.on_logs(LogEntry(**message["log"]))
                     continue
@@ -239,57 +190,10 @@ class Ranks:
         by_time = sorted(
             failures, key=lambda number: (not failures[number]["is_dead"], failures[number]["time"])
         )
-        number, num_processes = by_time[0], len(self._ranks)
+        number, num_processes = by_time[0], len(self._group.ranks)
         failure = failures[number]
         logger.warning("Rank %d of %d:\n%s", number, num_processes, failure["traceback"])
-        where = f"{LOG_FOLDER}/{self._ranks[number].log.name} of this site's run directory"
+        where = f"{LOG_FOLDER}/{log_name(number)} of this site's run directory"
         return RankError(
             f"Rank {number} of {num_processes} {failure['error'].rstrip('.')}. Its log is {where}."
         )
-
-
-def _message_of(rank: _Process) -> Message:
-    try:
-        message = rank.channel.receive()
-    except ChannelClosedError:
-        return rank.death()
-    if "error" in message:
-        message |= {"error": f"failed: {message['error']}", "is_dead": False}
-    return message
-
-
-def _environment(number: int, num_processes: int) -> dict[str, str]:
-    """What accelerate looks for, and a fair share of the cores, unless the site says otherwise."""
-    share = max(len(os.sched_getaffinity(0)) // num_processes, 1)
-    package = str(Path(__file__).parents[2])
-    return {
-        "OMP_NUM_THREADS": str(share),
-        "GLOO_SOCKET_IFNAME": "lo",
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-        "WORLD_SIZE": str(num_processes),
-        "LOCAL_WORLD_SIZE": str(num_processes),
-    }
-
-
-def processes_for(settings: TrainingSettings) -> int:
-    """How many processes a job's ``num_processes`` means on this machine.
-
-    Raises:
-        ReportableError: It has fewer devices.
-    """
-    asked = settings.num_processes
-    if asked == 1:
-        return 1
-    cores = len(os.sched_getaffinity(0))
-    kind, found = ("GPUs", torch.cuda.device_count()) if settings.is_on_gpu else ("cores", cores)
-    if asked == "auto":
-        return found if settings.is_on_gpu else 1
-    if asked > found:
-        raise ReportableError(
-            f"num_processes: expected {asked} {kind}, found {found}. Set num_processes to what every site "
-            "has, or to 'auto'."
-        )
-    return asked

@@ -11,10 +11,11 @@ from nvflare_llm_components.training import weights
 from nvflare_llm_components.training.best import BestModel
 from nvflare_llm_components.training.budget import Budget
 from nvflare_llm_components.training.engine import Engine, LogEntry, TrainingEngine
+from nvflare_llm_components.training.group import processes_for
 from nvflare_llm_components.training.kept import KeptRound, Metrics
 from nvflare_llm_components.training.metrics import Listener, MetricsLog, kept_of, perplexity
 from nvflare_llm_components.training.plan import Plan
-from nvflare_llm_components.training.ranks import Ranks, processes_for
+from nvflare_llm_components.training.ranks import Ranks
 from nvflare_llm_components.training.rounds import RoundCount, RoundReport
 from nvflare_llm_components.training.settings import TrainingSettings
 from nvflare_llm_components.training.worker import TrainingStoppedError, Worker

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from nvflare_llm_components.training import weights
-from nvflare_llm_components.training.ranks import RankError, Ranks, processes_for
+from nvflare_llm_components.training.group import LocalRank, processes_for
+from nvflare_llm_components.training.ranks import RankError, Ranks
 from nvflare_llm_components.training.session import SFTSession
 from nvflare_llm_components.training.settings import TrainingSettings
 from nvflare_llm_components.training.worker import TrainingStoppedError
@@ -81,7 +82,7 @@ def torchrun(
 
 def pids_of(session: SFTSession) -> list[int]:
     assert isinstance(session._engine, Ranks)
-    return [rank.process.pid for rank in session._engine._ranks]
+    return [rank.process.pid for rank in session._engine._group.ranks if isinstance(rank, LocalRank)]
 
 
 def is_running(pid: int) -> bool:
@@ -109,15 +110,15 @@ def one_round(session: SFTSession, number: int, given: weights.StateDict) -> wei
     return sent
 
 
-def train_but_kill(session: SFTSession, number: int, given: weights.StateDict) -> None:
-    """Rank 1 dies in the middle of the round, after its first step."""
+def train_but_kill(session: SFTSession, number: int, given: weights.StateDict, *victims: int) -> None:
+    """Rank 1, or whoever is named, dies in the middle of the round, after its first step."""
     session.load(given)
     session.begin_round(number, NUM_ROUNDS, bool, first_round=0)
-    victim = pids_of(session)[1]
+    victims = victims or (pids_of(session)[1],)
     write = session._metrics.write
 
     def kill(kind: str, **values: Any) -> None:
-        if victim:
+        for victim in victims:
             os.kill(victim, signal.SIGKILL)
 
     session._metrics.write = kill  # type: ignore[method-assign]
