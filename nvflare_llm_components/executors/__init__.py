@@ -73,6 +73,8 @@ class HFSFTExecutor(Executor):
         num_processes: Processes that train as one on the site's machine, one a GPU; ``auto`` is one for each
             visible GPU. A batch of each is ``per_device_train_batch_size``.
         sharding: What each of them holds: all of the model (``none``, DDP) or a part (``full``, FSDP2).
+        offload: Where the parts lie while nothing is computed with them: on the GPU (``none``) or in the
+            machine's memory (``cpu``), which is slower and leaves the GPU to a layer and its activations.
         trainable: Patterns of the names of tensors that train, as in ``fnmatch`` (such as
             ``model.layers.1?.*``); only they travel, the others stay as they are. None trains all.
     """
@@ -96,6 +98,7 @@ class HFSFTExecutor(Executor):
         schedule: str = "federation",
         num_processes: int | Literal["auto"] = 1,
         sharding: str = "none",
+        offload: str = "none",
     ):
         super().__init__()
         self.model_name_or_path = model_name_or_path
@@ -114,6 +117,7 @@ class HFSFTExecutor(Executor):
         self.schedule = schedule
         self.num_processes = num_processes
         self.sharding = sharding
+        self.offload = offload
         self._session: SFTSession | None = None
         self._gate: AcceptedTraining | None = None
         self._num_rounds_left = 0

@@ -146,6 +146,7 @@ def accept_training(arguments: Settings, policy: SitePolicy, places: JobPlaces) 
         local_steps=arguments.get("local_steps"),
         num_processes=arguments.get("num_processes"),
         sharding=arguments.get("sharding"),
+        offload=arguments.get("offload"),
     )
     check_processes(arguments.get("num_processes"), policy.limits)
     check_adapter(arguments.get("peft_config"), policy)

@@ -169,6 +169,7 @@ BUDGET: dict[str, Any] = {
     "local_steps": count(1, 10**6),
     "num_processes": count(1, 64) | Literal["auto"],
     "sharding": Literal["none", "full"],
+    "offload": Literal["none", "cpu"],
 }
 
 

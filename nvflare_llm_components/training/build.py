@@ -67,7 +67,10 @@ def _built(
 
 def _sharding(settings: TrainingSettings) -> dict[str, Any]:
     """How transformers shards a model while it loads it: each process reads its part."""
-    return {"distributed_config": {"fsdp_size": settings.num_processes}} if settings.is_sharded else {}
+    if not settings.is_sharded:
+        return {}
+    offload = {"fsdp_cpu_offload": True} if settings.is_offloaded else {}
+    return {"distributed_config": {"fsdp_size": settings.num_processes, **offload}}
 
 
 def _check_shardable(model: Any, settings: TrainingSettings) -> None:

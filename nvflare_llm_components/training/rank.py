@@ -122,19 +122,27 @@ class Rank:
         self._channel.die_with_partner(True)
 
 
-def join_group(rendezvous: str, number: int, num_processes: int, is_on_gpu: bool) -> None:
+def join_group(rendezvous: str, number: int, settings: TrainingSettings) -> None:
     """Meet the other ranks: in a file of a folder that only this user can open, or at an address."""
-    if is_on_gpu:
+    if settings.is_on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     host, _, port = rendezvous.rpartition(" ")
     meeting: dict[str, Any] = {"init_method": None, "store": None}
     if Path(rendezvous).is_absolute():
         meeting["init_method"] = Path(rendezvous).as_uri()
     else:
+        # Nothing is asked for there; accelerate wants to see them where there are several machines.
+        os.environ.update(MASTER_ADDR=host, MASTER_PORT=port)
         meeting["store"] = distributed.TCPStore(host, int(port), is_master=False)  # type: ignore[attr-defined]
     distributed.init_process_group(
-        "nccl" if is_on_gpu else "gloo", rank=number, world_size=num_processes, **meeting
+        _backend(settings), rank=number, world_size=int(settings.num_processes), **meeting
     )
+
+
+def _backend(settings: TrainingSettings) -> str:
+    if settings.is_offloaded:
+        return "cpu:gloo,cuda:nccl"  # norms of gradients that lie in the machine's memory
+    return "nccl" if settings.is_on_gpu else "gloo"
 
 
 def train(channel: Channel) -> None:
@@ -142,8 +150,8 @@ def train(channel: Channel) -> None:
     start = channel.receive()
     channel.die_with_partner(True)
     number, num_processes = start["number"], start["num_processes"]
-    join_group(start["rendezvous"], number, num_processes, start["is_on_gpu"])
     settings = TrainingSettings.from_json(start["settings"])
+    join_group(start["rendezvous"], number, settings)
     saved = Path(start["saved"]) if start["saved"] else None
     engine = TrainingEngine(settings, Path(start["folder"]), saved)
     found = engine.trainer.args.world_size

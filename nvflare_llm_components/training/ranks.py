@@ -118,7 +118,6 @@ class Ranks:
                 num_processes=len(self._group.ranks),
                 rendezvous=self._group.rendezvous,
                 spans_nodes=self._group.spans_nodes,
-                is_on_gpu=settings.is_on_gpu,
                 settings=settings.to_json(),
                 folder=str(folder.resolve()),
                 saved=str(saved.resolve()) if saved else None,

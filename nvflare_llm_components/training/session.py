@@ -55,6 +55,8 @@ class SFTSession:
     ):
         settings = settings.checked()
         self._settings = settings = replace(settings, num_processes=processes_for(settings))
+        if settings.offload == "cpu" and settings.is_on_gpu:
+            settings.checked()  # "auto" may have found one GPU
         self._kept = KeptRound(folder / STATE_FOLDER, settings)
         self._best = BestModel(folder / STATE_FOLDER / "best_local.safetensors")
         self.rounds = rounds or self._kept.rounds

@@ -35,6 +35,7 @@ class TrainingSettings:
     row_limits: RowLimits = field(default_factory=RowLimits)
     num_processes: int | Literal["auto"] = 1
     sharding: str = "none"
+    offload: str = "none"
 
     @property
     def is_on_gpu(self) -> bool:
@@ -45,6 +46,11 @@ class TrainingSettings:
     def is_sharded(self) -> bool:
         """Whether each of several processes holds a part of the model."""
         return self.sharding == "full" and self.num_processes != 1
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether the parts stay in the machine's memory; where there are no GPUs they are there anyway."""
+        return self.offload == "cpu" and self.is_sharded and self.is_on_gpu
 
     def to_json(self) -> Settings:
         """These settings as plain values, for a process with another working folder."""
@@ -75,6 +81,13 @@ class TrainingSettings:
         _check_choice("checkpoint", self.checkpoint, ("auto", "always", "never"))
         _check_choice("schedule", self.schedule, ("federation", "site"))
         _check_choice("sharding", self.sharding, ("none", "full"))
+        _check_choice("offload", self.offload, ("none", "cpu"))
+        if self.offload == "cpu" and not self.is_sharded:
+            raise ReportableError(
+                "offload: expected sharding 'full' and several processes, whose parts 'cpu' keeps in the "
+                f"machine's memory, found sharding {self.sharding!r} and num_processes {self.num_processes}. "
+                "Change the job."
+            )
         if self.num_processes != "auto":
             _check_positive("num_processes", self.num_processes, int)
         if self.keep_best_local and self.eval_data is None:

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from nvflare_llm_components.training.build import build_trainer
+from nvflare_llm_components.training.build import _sharding, build_trainer
 from nvflare_llm_components.training.settings import TrainingSettings
 from tests.training.conftest import NUM_ROWS, SFT
 
@@ -41,3 +42,26 @@ def test_fewer_rows_than_a_batch_that_must_be_full_are_refused(
             tmp_path,
         )
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "sharding", "offload", "expected"),
+    [
+        (True, "full", "cpu", {"fsdp_size": 2, "fsdp_cpu_offload": True}),
+        (True, "full", "none", {"fsdp_size": 2}),
+        (False, "full", "cpu", {"fsdp_size": 2}),
+        (True, "none", "none", None),
+    ],
+)
+def test_parts_are_offloaded_where_there_is_a_gpu(
+    has_gpu, sharding, offload, expected, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    settings = TrainingSettings(
+        model_name_or_path="model",
+        train_data=tmp_path / "rows.jsonl",
+        num_processes=2,
+        sharding=sharding,
+        offload=offload,
+    ).checked()
+    assert _sharding(settings).get("distributed_config") == expected

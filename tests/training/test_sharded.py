@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from nvflare_llm_components.training.sharded import assign, load_parts, memory_of, parts_of, whole
@@ -46,6 +47,28 @@ def step(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
         parameter.grad = parameter.detach() * 2 + 1
     optimizer.step()
     return [whole(parameter.detach()) for parameter in parameters]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_parts_in_the_machines_memory_are_trained_as_others(mesh, tmp_path, name):
+    kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+    found = []
+    for policy in (OffloadPolicy(), CPUOffloadPolicy(pin_memory=False)):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3)
+        fully_shard(model, mesh=mesh, offload_policy=policy)
+        with torch.no_grad():
+            assign(model.weight, torch.arange(12.0).reshape(3, 4))
+        optimizer = kinds[name](model.parameters(), lr=0.1)
+        for _ in range(2):
+            model(torch.ones(2, 4)).square().sum().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            torch.save(parts_of(optimizer), tmp_path / "parts.pt")
+            optimizer = kinds[name](model.parameters(), lr=0.1)
+            load_parts(optimizer, torch.load(tmp_path / "parts.pt", weights_only=True))
+        found.append([whole(value.detach()) for value in model.state_dict().values()])
+    assert all(map(torch.equal, *found))
 
 
 def plain(values: Any) -> bool:
