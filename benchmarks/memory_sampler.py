@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PERIOD_S = 0.05
@@ -48,11 +49,11 @@ def simulator_role(pid: int) -> str:
 class MemorySampler:
     """Samples a process tree in a thread, twenty times a second, until it is stopped."""
 
-    def __init__(self, root: int):
+    def __init__(self, root: int, role_of: Callable[[int], str] = simulator_role):
         self.peaks: dict[str, int] = {}
         self.trace: list[tuple[float, dict[str, int]]] = []
         self.num_samples = 0
-        self._root = root
+        self._root, self._role_of = root, role_of
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -70,7 +71,7 @@ class MemorySampler:
         while not self._stopped.wait(PERIOD_S):
             now = time.time()
             if now >= next_discovery:
-                roles = {pid: roles.get(pid) or simulator_role(pid) for pid in descendants(self._root)}
+                roles = {pid: roles.get(pid) or self._role_of(pid) for pid in descendants(self._root)}
                 next_discovery = now + DISCOVERY_PERIOD_S
             sample: dict[str, int] = {}
             for pid, role in roles.items():

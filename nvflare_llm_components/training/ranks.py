@@ -56,6 +56,7 @@ class Ranks:
         self.poll: Callable[[], None] = do_nothing
         self.on_logs: Callable[[LogEntry], None] = do_nothing
         self.step, self.counts = 0, Counts()
+        self._end = RankError("The ranks of this site have ended.")
         logs = run_folder.resolve() / LOG_FOLDER
         logs.mkdir(parents=True, exist_ok=True)
         self._group = Group(int(settings.num_processes), settings.is_on_gpu, logs)
@@ -127,7 +128,7 @@ class Ranks:
     def _ask(self, name: str, **arguments: Any) -> list[Message]:
         """Ask all ranks."""
         if not self._group.ranks:
-            raise RankError("The ranks of this site have ended.")
+            raise self._end
         for rank in self._group.ranks:
             self._send(rank, name=name, arguments=arguments)
         return self._answers()
@@ -181,7 +182,9 @@ class Ranks:
             if failures:
                 deadline = min(deadline, time.monotonic() + _GRACE_S)
         if failures:
-            raise self._blamed(failures)
+            # Where it was a state that could not be written, the next request has to tell.
+            self._end = self._blamed(failures)
+            raise self._end
         return [answers[number] for number in sorted(answers)]
 
     def _blamed(self, failures: dict[int, Message]) -> RankError:

@@ -3,18 +3,21 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.integration.simulator import SITES, Run, copy_job, executor_args, simulate
+from tests.integration.simulator import Run, copy_job, executor_args, simulate
+from tests.tiny import write_site_data
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
+SITES = ["dolly", "alpaca", "oasst1"]
 NUM_ROUNDS = 3
 KILLED_ROUND = 1
 VICTIM = SITES[1]
-WAIT_S = 240
+WAIT_S = 300
 
 
 def ranks_in(folder: Path) -> list[psutil.Process]:
@@ -29,16 +32,34 @@ def ranks_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def has_begun(metrics: Path) -> bool:
+def kinds_of(site: Path, number: int) -> set[str]:
+    """What the site has recorded of a round."""
+    metrics = site / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-    return any(json.loads(line)["round"] == KILLED_ROUND for line in lines if line.endswith("\n"))
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {record["kind"] for record in records if record["round"] == number}
 
 
-def kill_rank(workspace: Path, killed: list[int]) -> None:
+def is_before_training(site: Path) -> bool:
+    """The round before is over here: its ranks are parked, and asked next to load and to evaluate."""
+    return "round" in kinds_of(site, KILLED_ROUND - 1)
+
+
+def is_in_training(site: Path) -> bool:
+    """The round's model has been evaluated, which comes before its training."""
+    return "eval" in kinds_of(site, KILLED_ROUND)
+
+
+def is_after_training(site: Path) -> bool:
+    """The round's result is there; it is sent, and the state is being written."""
+    return "round" in kinds_of(site, KILLED_ROUND)
+
+
+def kill_rank(workspace: Path, is_reached: Callable[[Path], bool], killed: list[int]) -> None:
     site = workspace / VICTIM / "simulate_job"
     deadline = time.monotonic() + WAIT_S
-    while not has_begun(site / "metrics.jsonl") and time.monotonic() < deadline:
-        time.sleep(0.01)
+    while not is_reached(site) and time.monotonic() < deadline:
+        time.sleep(0.005)
     for rank in ranks_in(site / "rank_logs"):
         if rank.environ()["RANK"] == "1":
             rank.kill()
@@ -49,7 +70,9 @@ def rounds_of(run: Run, site: str) -> list[int]:
     return [record["round"] for record in run.records(site, kind="round")]
 
 
-def test_a_killed_rank_costs_its_site_a_round(tmp_path: Path, model: Path, data: Path):
+@pytest.mark.parametrize("stage", [is_before_training, is_in_training, is_after_training])
+def test_a_killed_rank_costs_its_site_a_round_at_most(tmp_path: Path, model: Path, stage):
+    data = write_site_data(tmp_path / "data", SITES, num_rows=16)
     settings = {"num_clients": len(SITES), "num_rounds": NUM_ROUNDS, "quorum": 1, "grace_s": WAIT_S}
     job = copy_job(
         "sft_int8",
@@ -58,15 +81,19 @@ def test_a_killed_rank_costs_its_site_a_round(tmp_path: Path, model: Path, data:
         client=lambda config: executor_args(config).update(num_processes=2),
     )
     workspace, killed = tmp_path / "workspace", []
-    killer = threading.Thread(target=kill_rank, args=[workspace, killed])
+    killer = threading.Thread(target=kill_rank, args=[workspace, stage, killed])
     killer.start()
-    run = simulate(job, workspace, sites=SITES, model=model, data=data)
+    run = simulate(job, workspace, sites=SITES, model=model, data=data, timeout_s=2 * WAIT_S)
     killer.join()
+    print("killed", killed, "left", [rank.pid for rank in ranks_in(workspace)])
+    print({site: rounds_of(run, site) for site in SITES})
     assert len(killed) == 1
     assert run.exit_code == 0, run.output[-4000:]
     assert run.final_round() == NUM_ROUNDS - 1
     assert f"at site '{VICTIM}': RankError: Rank 1 of 2 was killed by SIGKILL" in run.log("server")
-    assert rounds_of(run, SITES[0]) == list(range(NUM_ROUNDS))
-    assert set(rounds_of(run, VICTIM)) >= {0, NUM_ROUNDS - 1} or rounds_of(run, VICTIM) == [0, 1]
-    assert [record["num_examples"] for record in run.records(SITES[0], kind="round")] == [16] * NUM_ROUNDS
+    for site in (site for site in SITES if site != VICTIM):
+        assert [record["num_examples"] for record in run.records(site, kind="round")] == [16] * NUM_ROUNDS
+    # The round that failed is not trained here a second time: the others' results make it up.
+    assert len(rounds_of(run, VICTIM)) in (NUM_ROUNDS - 1, NUM_ROUNDS)
+    assert rounds_of(run, VICTIM)[0] == 0
     assert not ranks_in(workspace)

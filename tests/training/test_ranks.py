@@ -161,6 +161,8 @@ def test_two_processes_also_killed_and_resumed_are_one_torchrun(
         train_but_kill(session, 2, given)
     assert time.monotonic() - started < 10
     wait_until_gone(pids)
+    with pytest.raises(RankError, match="Rank 1 of 2 was killed by SIGKILL"):
+        session._engine.evaluate()
     session.close()
 
     session = SFTSession(settings, folder)
