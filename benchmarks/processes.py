@@ -2,11 +2,11 @@
 
     python -m benchmarks.processes --mib 320
 
-Cases: one process as ever; a front end with one process; with two that hold the whole model (DDP); with two that
-hold a half (FSDP2). Memory is anonymous resident memory; what a process has before there is a model is told
-by the same case with a tiny one, and `told` is what `nvflare-llm sizes --memory` says of the rest. A front
-end's image of the weights is no process's: `image` is how much the machine's shared memory grew. Seconds mean
-something on a quiet machine only (`--memory` leaves them out of the record).
+Cases: one process as ever; a front end with one process; with two that hold the whole model (DDP); with two
+that hold a half (FSDP2). Memory is anonymous resident memory; what a process has before there is a model is
+told by the same case with a tiny one, and `told` is what `nvflare-llm sizes --memory` says of the rest. A
+front end's image of the weights is no process's: `image` is how much the machine's shared memory grew. Seconds
+mean something on a quiet machine only (`--memory` leaves them out of the record).
 """
 
 import argparse
@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +67,18 @@ def trained(
     worker.start()
     seconds: dict[str, list[float]] = {"load_s": [], "train_s": [], "snapshot_s": []}
 
-    def timed(name: str, call: Callable[[], Any]) -> Any:
+    def timed(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
         started = time.monotonic()
-        found = call()
+        found = call(*arguments)
         seconds[name].append(time.monotonic() - started)
         return found
 
     weights = worker.call(engine.snapshot)
     for number in range(num_rounds):
-        timed("load_s", lambda: worker.call(lambda: engine.load(weights)))
+        timed("load_s", worker.call, partial(engine.load, weights))
         engine.order = RoundOrder(boundary=(number + 1) * num_steps, horizon=horizon)
         timed("train_s", worker.advance)
-        weights = timed("snapshot_s", lambda: worker.call(engine.snapshot))
+        weights = timed("snapshot_s", worker.call, engine.snapshot)
     worker.stop(60)
     engine.close()
     return {name: statistics.median(values[1:] or values) for name, values in seconds.items()}
@@ -114,9 +115,11 @@ def measured(case: str, settings_file: Path, folder: Path, options: argparse.Nam
     watcher = threading.Thread(target=watch)
     watcher.start()
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | (GIVES_BACK if options.memory else {})
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=variables) as process:
-        with MemorySampler(process.pid, role_of) as sampler:
-            output, _ = process.communicate()
+    with (
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=variables) as process,
+        MemorySampler(process.pid, role_of) as sampler,
+    ):
+        output, _ = process.communicate()
     is_over.set()
     watcher.join()
     if process.returncode:

@@ -45,8 +45,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any], di
         {"num_train_epochs": 3},
     ),
     "qlora": ({"lr_scheduler_type": "cosine"}, LORA, {"local_steps": 2}, {"max_steps": 6}),
+    "qlora-accumulation": (
+        {"gradient_accumulation_steps": 2},
+        LORA,
+        {"local_epochs": 1},
+        {"num_train_epochs": 3},
+    ),
 }
-MODEL_KWARGS = {"qlora": NF4_BASE}
+"""Of all the model's attention has dropout, of adapters their own as well; all are killed and resumed."""
+MODEL_KWARGS = {"qlora": NF4_BASE, "qlora-accumulation": NF4_BASE}
 
 
 def settings_of(model: Path, data: Path, case: str = "sft", **changes: Any) -> TrainingSettings:
@@ -142,9 +149,9 @@ def curve_of(folder: Path) -> list[list[float]]:
             pytest.param(case, sharding, marks=pytest.mark.slow)
             for sharding in ("none", "full")
             for case in CASES
-            if (case, sharding) not in {("sft", "none"), ("qlora", "none"), ("qlora", "full")}
+            if case not in MODEL_KWARGS and (case, sharding) != ("sft", "none")
         ),
-        pytest.param("qlora", "none", marks=[needs_bitsandbytes, pytest.mark.slow]),
+        *(pytest.param(case, "none", marks=[needs_bitsandbytes, pytest.mark.slow]) for case in MODEL_KWARGS),
     ],
 )
 def test_two_processes_also_killed_and_resumed_are_one_torchrun(
