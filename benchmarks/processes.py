@@ -5,8 +5,8 @@
 Cases: one process as ever; a front end with one process; with two that hold the whole model (DDP); with two
 that hold a half (FSDP2). Memory is anonymous resident memory; what a process has before there is a model is
 told by the same case with a tiny one, and `told` is what `nvflare-llm sizes --memory` says of the rest. A
-front end's image of the weights is no process's: `image` is how much the machine's shared memory grew. Seconds
-mean something on a quiet machine only (`--memory` leaves them out of the record).
+front end's image of the weights is no process's: `image` is how much the machine's shared memory grew.
+Seconds mean something on a quiet machine only (`--memory` leaves them out of the record).
 """
 
 import argparse
