@@ -57,15 +57,8 @@ class SafetensorsModule(torch.nn.Module, FLComponent):
         """Hold the settings against the server's policy. FLARE swallows what a handler raises: it is kept."""
         if event_type != EventType.START_RUN:
             return
-        start = Start(
-            model_name_or_path=self.model_name_or_path,
-            peft_config=self.peft_config,
-            seed=self.seed,
-            resume_from=self.resume_from,
-            trainable=self.trainable,
-        )
         try:
-            self._accepted = start.accepted(fl_ctx)
+            self._accepted = Start.of(self).accepted(fl_ctx)
         except ReportableError as error:
             self._accepted = error
 

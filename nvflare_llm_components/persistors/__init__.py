@@ -225,14 +225,7 @@ class SafetensorsModelPersistor(ModelPersistor):
 
     def _initial_model(self, fl_ctx: FLContext) -> InitialModel:
         if self._initial is None:
-            start = Start(
-                model_name_or_path=self.model_name_or_path,
-                peft_config=self.peft_config,
-                seed=self.seed,
-                resume_from=self.resume_from,
-                trainable=self.trainable,
-            )
-            self._initial = start.accepted(fl_ctx)()
+            self._initial = Start.of(self).accepted(fl_ctx)()
             share_on_deepcopy(self._initial.weights)
         return self._initial
 

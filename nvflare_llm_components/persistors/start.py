@@ -1,7 +1,7 @@
 """What a run starts from on a server, as its policy accepts it: for the persistor and the server's module."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ class Start:
     seed: int
     resume_from: str | None
     trainable: list[str] | None
+
+    @classmethod
+    def of(cls, component: object) -> "Start":
+        """What a component was given, which keeps its arguments under these names."""
+        return cls(**{argument.name: getattr(component, argument.name) for argument in fields(cls)})
 
     def accepted(self, fl_ctx: FLContext) -> Callable[[], InitialModel]:
         """What reads the model: the one named, or the one that an earlier run has come to.
