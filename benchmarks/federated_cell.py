@@ -43,6 +43,7 @@ class Way:
         up: precision of results.
         params_type: results are whole weights (``FULL``) or updates (``DIFF``).
         error_feedback: whether updates carry what rounding left out of the last one.
+        proximal_mu: FedProx's coefficient; 0 for none.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Way:
     up: str
     params_type: str = "FULL"
     error_feedback: bool = False
+    proximal_mu: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,14 @@ def run_cell(
 ) -> Outcome:
     """Run one federation to its end."""
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        federation = Federation(mode, way, seed, scale, model, data, sites, Path(folder))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sessions = {}
+        for site in sites:
+            (folder / site).mkdir()
+            sessions[site] = SFTSession(_settings(mode, seed, scale, model, data / site), folder / site)
+        first = {name: value.float() for name, value in next(iter(sessions.values())).snapshot().items()}
+        federation = Federation(sessions, first, way, scale, folder)
         try:
             outcome = federation.run()
         finally:
@@ -86,35 +94,36 @@ def run_cell(
 
 
 class Federation:
-    """A server and its sites."""
+    """A server and its sites.
+
+    Args:
+        sessions: of the sites that train.
+        model: the first global model.
+        way: how messages travel.
+        scale: how much is trained.
+        folder: with a folder for each site, where shadows and residuals are kept.
+    """
 
     def __init__(
         self,
-        mode: str,
+        sessions: Mapping[str, SFTSession],
+        model: Mapping[str, torch.Tensor],
         way: Way,
-        seed: int,
         scale: Scale,
-        model: Path,
-        data: Path,
-        sites: list[str],
         folder: Path,
     ) -> None:
+        self.sessions, self.model = sessions, dict(model)
         self.way, self.scale, self.folder = way, scale, folder
-        self.sessions: dict[str, SFTSession] = {}
-        for site in sites:
-            settings = _settings(mode, seed, scale, model, data / site)
-            (folder / site).mkdir()
-            self.sessions[site] = SFTSession(settings, folder / site)
-        first = next(iter(self.sessions.values()))
-        self.model = {name: value.float() for name, value in first.snapshot().items()}
         self.bytes_down = self.bytes_up = 0
 
     def run(self) -> Outcome:
-        """All rounds."""
+        """All rounds, with an evaluation before each and after the last."""
         losses = []
         for number in range(self.scale.num_rounds):
-            losses.append(self._round(number))
-        losses.append(self._mean_loss())
+            self.begin(number)
+            losses.append(self._mean_loss(number))
+            self.train(number)
+        losses.append(self._mean_loss(self.scale.num_rounds))
         return Outcome(losses, self.bytes_down, self.bytes_up, 0.0)
 
     def close(self) -> None:
@@ -122,22 +131,23 @@ class Federation:
         for session in self.sessions.values():
             session.close()
 
-    def _round(self, number: int) -> float:
-        broadcast = self._broadcast()
-        helper, losses = WeightedAggregationHelper(), []
-        for site, session in self.sessions.items():
+    def begin(self, number: int) -> None:
+        """Park all sites at the start of a round."""
+        for session in self.sessions.values():
             session.begin_round(number, self.scale.num_rounds, bool)
-            session.load(self.model)
-            losses.append(session.evaluate()["eval_loss"])
+
+    def train(self, number: int) -> None:
+        """One round: broadcast, training, results, average."""
+        broadcast, helper = self._broadcast(), WeightedAggregationHelper()
+        for site, session in self.sessions.items():
             received = self._receive(broadcast, self.folder / site)
             session.load(received)
-            report = session.train_round()
+            report = session.train_round(self.way.proximal_mu)
             message = self._result(session.snapshot(), received, number, self.folder / site)
             self.bytes_up += message.traffic.bytes_after
             values, _ = decode_message(message.values, message.header, None, lazy=True)
             helper.add(values, report.num_examples, site, number)
         self._take(helper.get_result())
-        return sum(losses) / len(losses)
 
     def _broadcast(self) -> Any:
         policy = PrecisionPolicy(self.way.down)
@@ -167,11 +177,11 @@ class Federation:
         else:
             self.model = {name: value + mean[name] for name, value in self.model.items()}
 
-    def _mean_loss(self) -> float:
+    def _mean_loss(self, number: int) -> float:
         losses = []
         for session in self.sessions.values():
             session.load(self.model)
-            losses.append(session.evaluate(round_number=self.scale.num_rounds)["eval_loss"])
+            losses.append(session.evaluate(round_number=number)["eval_loss"])
         return sum(losses) / len(losses)
 
 
