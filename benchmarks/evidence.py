@@ -36,6 +36,7 @@ from benchmarks.federated_cell import Scale, Way
 from benchmarks.record import record
 
 CHANGES = Way("changes", "fp32", "fp32", "DIFF")
+ANSWER_LENGTH = 32
 FEDADAM = (("lr", 2e-3), ("betas", (0.9, 0.99)), ("eps", 1e-3))
 NESTEROV = (("lr", 1.0), ("momentum", 0.6), ("nesterov", True))
 PLANS = [
@@ -100,9 +101,9 @@ def prepare_inputs(raw: Path, folder: Path, model: Path | None, max_length: int,
 
 
 def _fits(tokenizer: Any, row: Row, max_length: int) -> bool:
-    """Whether the question leaves half of the tokens, or more, to the answer; the rest of it is cut."""
+    """Whether the question leaves so many tokens to the answer; the rest of the answer is cut."""
     asked = tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
-    return len(tokenizer(asked)["input_ids"]) <= max_length // 2
+    return len(tokenizer(asked)["input_ids"]) <= max_length - ANSWER_LENGTH
 
 
 def cells(num_seeds: int) -> Iterator[tuple[Plan, int]]:

@@ -30,6 +30,7 @@ LORA = {
 }
 BATCH_SIZE = 2
 LEARNING_RATE = 2e-3
+FULL = Way("fp32", "fp32", "fp32")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Plan:
 
     name: str
     trained_at: tuple[str, ...]
-    way: Way = Way("fp32", "fp32", "fp32")
+    way: Way = FULL
     optimizer: str | None = None
     optimizer_settings: tuple[tuple[str, Any], ...] = ()
 

@@ -60,7 +60,7 @@ def generate(
     Raises:
         ValueError: there is no model, or it has no chat template.
     """
-    model, tokenizer = _opened(saved, base)
+    model, tokenizer = opened(saved, base)
     if chat and not tokenizer.chat_template:
         raise ValueError(f"{saved}: expected a chat template. Found none. Leave --chat out.")
     framed = [_chat(tokenizer, prompt) if chat else f"{prompt}{ANSWER_CUE}" for prompt in prompts]
@@ -83,7 +83,7 @@ def merge(adapter: Path, out: Path, base: str | None = None) -> Path:
         raise FileExistsError(f"{out}: expected no such folder yet. Choose another --out.")
     if not (adapter / _ADAPTER).is_file():
         raise ValueError(f"{adapter}: expected a PEFT folder with {_ADAPTER}. Found none.")
-    model, tokenizer = _opened(adapter, base)
+    model, tokenizer = opened(adapter, base)
     if not hasattr(model, "merge_and_unload"):
         raise ValueError(f"{adapter}: expected an adapter that can be merged, such as LoRA. Found another.")
     model.merge_and_unload().save_pretrained(out)
@@ -130,17 +130,16 @@ def judge(
     return Judged(loss["eval_loss"], loss["eval_perplexity"], num_exact, len(questions))
 
 
-def _question(row: Record) -> tuple[str | list[Record], str] | None:
-    """What to ask, text or messages, and the expected answer; None for a row of plain text."""
-    if "input" in row and "output" in row:
-        return row["input"], row["output"]
-    messages = row.get("messages")
-    if isinstance(messages, list) and len(messages) > 1:
-        return messages[:-1], messages[-1]["content"]
-    return None
+def opened(saved: Path, base: str | None) -> tuple[Any, Any]:
+    """Model and tokenizer of a saved folder.
 
+    Args:
+        saved: a Hugging Face folder, or a PEFT folder.
+        base: the base model of a PEFT folder; None is the one that the folder names.
 
-def _opened(saved: Path, base: str | None) -> tuple[Any, Any]:
+    Raises:
+        ValueError: there is no model.
+    """
     is_adapter = (saved / _ADAPTER).is_file()
     if not is_adapter and not (saved / "config.json").is_file():
         raise ValueError(f"{saved}: expected a Hugging Face or PEFT folder. Found no config.json.")
@@ -149,6 +148,16 @@ def _opened(saved: Path, base: str | None) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
     model = PeftModel.from_pretrained(model, saved) if is_adapter else model
     return model.eval(), tokenizer
+
+
+def _question(row: Record) -> tuple[str | list[Record], str] | None:
+    """What to ask, text or messages, and the expected answer; None for a row of plain text."""
+    if "input" in row and "output" in row:
+        return row["input"], row["output"]
+    messages = row.get("messages")
+    if isinstance(messages, list) and len(messages) > 1:
+        return messages[:-1], messages[-1]["content"]
+    return None
 
 
 def _base_of(saved: Path, base: str | None) -> str:
