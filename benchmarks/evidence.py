@@ -200,7 +200,7 @@ def main() -> None:
     Console(width=130).print_json(json.dumps(lines))
     conditions = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, **asdict(scale)}
     held = {"max_length": inputs.max_length, "eval_rows": inputs.eval_rows}
-    record("evidence", lines, **conditions, **held, cells=done)
+    record("evidence", lines, sites=SITES, **conditions, **held, cells=done)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables of figures in README and docs/precision.md, made from the last record of each benchmark.
+"""The tables of figures in README and docs, made from the last record of each benchmark.
 
 python -m benchmarks.figures            print them
 python -m benchmarks.figures --write    put each into its page, between its two marks
@@ -147,7 +147,35 @@ def _loss(row: dict[str, Any] | None) -> str:
     return f"{row['final']:.4f} ({row['excess']:+.2%}), {row['ratio']:.1%}" if row else ""
 
 
-PAGES: dict[Path, Callable[[], str]] = {ROOT / "README.md": table, ROOT / "docs/precision.md": precisions}
+def evidence() -> str:
+    """What federating is worth: loss on held-out rows of each site, alone, federated and in one place."""
+    found = latest("evidence", "name")
+    if not found:
+        return "No run is recorded yet: `python -m benchmarks.evidence --raw FOLDER`."
+    run, rows = found
+    sites = [name for name in next(iter(rows.values())) if name in run["sites"]]
+    names = ["trained", *sites, "all", "± over seeds", "of FedAvg, same seed", "bytes, whole run"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for name, row in rows.items():
+        losses = [f"{row[site]:.3f}" for site in (*sites, "union")]
+        least, most = row["over_fedavg_range"]
+        beside = f"{row['over_fedavg']:+.3f} ({least:+.3f} to {most:+.3f})" if name != "FedAvg" else ""
+        spread = f"{row['spread']:.3f}" if row["num_seeds"] > 1 else ""
+        sent = f"{row['bytes']:,}" if row["bytes"] else ""
+        lines.append(f"| {' | '.join([name, *losses, spread, beside, sent])} |")
+    scale = (
+        f"{run['num_rounds']} rounds of {run['local_steps']} steps of {run['batch_size']} rows, "
+        f"learning rate {run['learning_rate']}, rows cut at {run['max_length']} tokens, {run['eval_rows']} held-out rows a "
+        f"site, seeds: {max(row['num_seeds'] for row in rows.values())}."
+    )
+    return "\n".join([*lines, "", scale, "", _origin("evidence")])
+
+
+PAGES: dict[Path, Callable[[], str]] = {
+    ROOT / "README.md": table,
+    ROOT / "docs/precision.md": precisions,
+    ROOT / "docs/evidence.md": evidence,
+}
 
 
 def written(page: str, figures: str) -> str:

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from benchmarks import figures, record
+from benchmarks.evidence import summarize
+from benchmarks.evidence_cell import SITES
 
 
 def test_losses_are_told_where_several_seeds_were_recorded(tmp_path, monkeypatch):
@@ -15,3 +19,43 @@ def test_losses_are_told_where_several_seeds_were_recorded(tmp_path, monkeypatch
     text = figures.precisions()
     assert "| messages (3 seeds) |" in text
     assert "| int8 | 2.0000 (+0.10%), 25.0% |  |" in text
+
+
+def test_evidence_is_paired_with_fedavg_and_tells_its_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RECORDS", tmp_path)
+    assert "No run is recorded" in figures.evidence()
+    losses = {"dolly": 3.0, "alpaca": 2.0, "union": 2.5, "spread": 0.01, "num_seeds": 3}
+    fedavg = {"name": "FedAvg", **losses, "over_fedavg": 0.0, "over_fedavg_range": [0, 0], "bytes": 1200}
+    alone = {
+        **fedavg,
+        "name": "dolly alone",
+        "over_fedavg": 0.1,
+        "over_fedavg_range": [-0.1, 0.2],
+        "bytes": 0,
+    }
+    scale = {"num_rounds": 3, "local_steps": 5, "batch_size": 2, "learning_rate": 0.002, "max_length": 80}
+    run = {"command": "python -m benchmarks.evidence", "date": "2026-11-26", "commit": "0123456789"}
+    run |= {**scale, "eval_rows": 12, "sites": ["dolly", "alpaca"], "rows": [alone, fedavg]}
+    (tmp_path / "evidence.jsonl").write_text(json.dumps(run) + "\n")
+    text = figures.evidence()
+    assert "| dolly alone | 3.000 | 2.000 | 2.500 | 0.010 | +0.100 (-0.100 to +0.200) |  |" in text
+    assert "| FedAvg | 3.000 | 2.000 | 2.500 | 0.010 |  | 1,200 |" in text
+    assert "3 rounds of 5 steps of 2 rows" in text
+    assert "seeds: 3." in text
+
+
+def test_differences_to_fedavg_are_those_of_the_same_seed():
+    losses = {"FedAvg": [2.0, 3.0], "dolly alone": [2.1, 2.8], "base": [4.0]}
+    cells = [
+        {"plan": plan, "seed": seed, "losses": dict.fromkeys(SITES, loss), "bytes_down": 5, "bytes_up": 6}
+        for plan, each in losses.items()
+        for seed, loss in enumerate(each)
+    ]
+    lines = {line["name"]: line for line in summarize(cells, num_seeds=2)}
+    assert list(lines) == ["base", "dolly alone", "FedAvg"]
+    assert lines["dolly alone"]["over_fedavg"] == pytest.approx(-0.05)
+    assert lines["dolly alone"]["over_fedavg_range"] == pytest.approx([-0.2, 0.1])
+    assert lines["base"]["over_fedavg"] == pytest.approx(1.5)
+    assert (lines["FedAvg"]["bytes"], lines["dolly alone"]["bytes"]) == (11, 0)
+    assert "FedAvg" in {line["name"] for line in summarize([*cells, {**cells[0], "plan": "FedProx"}], 2)}
+    assert "FedProx" not in {line["name"] for line in summarize([*cells, {**cells[0], "plan": "FedProx"}], 2)}

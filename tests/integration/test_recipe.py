@@ -30,7 +30,7 @@ def test_the_example_of_the_page_runs_in_the_simulator(
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    example, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     exec(example, {})
     assert json.loads((tmp_path / "jobs/mine/meta.json").read_text())["name"] == "mine"
     workspace = tmp_path / "workspaces" / "mine"
@@ -69,7 +69,7 @@ def test_the_recipe_runs_in_a_poc_and_is_submitted_to_a_deployment(at_home: Path
     try:
         run = recipe.run(poc)
         kit = at_home / "poc/example_project/prod_00/admin@nvidia.com"
-        later = HFSFTRecipe("sft_fedopt", name="later", sites=SITES, rounds=2)
+        later = HFSFTRecipe("sft_int8", name="later", sites=SITES, rounds=2)
         submitted = later.run(ProdEnv(str(kit), login_timeout=60))
         results = [each.get_result(timeout=300, clean_up=False) for each in (submitted, run)]
         assert [each.get_status() for each in (submitted, run)] == ["FINISHED:COMPLETED"] * 2
