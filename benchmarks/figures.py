@@ -165,8 +165,8 @@ def evidence() -> str:
         lines.append(f"| {' | '.join([name, *losses, spread, beside, sent])} |")
     scale = (
         f"{run['num_rounds']} rounds of {run['local_steps']} steps of {run['batch_size']} rows, "
-        f"learning rate {run['learning_rate']}, rows cut at {run['max_length']} tokens, {run['eval_rows']} held-out rows a "
-        f"site, seeds: {max(row['num_seeds'] for row in rows.values())}."
+        f"learning rate {run['learning_rate']}, rows cut at {run['max_length']} tokens, "
+        f"{run['eval_rows']} held-out rows a site, seeds: {max(row['num_seeds'] for row in rows.values())}."
     )
     return "\n".join([*lines, "", scale, "", _origin("evidence")])
 
