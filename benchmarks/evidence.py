@@ -39,22 +39,23 @@ CHANGES = Way("changes", "fp32", "fp32", "DIFF")
 ANSWER_LENGTH = 32
 FEDADAM = (("lr", 2e-3), ("betas", (0.9, 0.99)), ("eps", 1e-3))
 NESTEROV = (("lr", 1.0), ("momentum", 0.6), ("nesterov", True))
-PLANS = [
+FIRST = [
     Plan("base", ()),
     *[Plan(f"{site} alone", (site,)) for site in SITES],
     Plan("FedAvg", SITES),
+]
+PLANS = [
     Plan("FedAvg, int8", SITES, Way("int8", "int8", "int8")),
     Plan("FedAvg, nf4", SITES, Way("nf4", "nf4", "nf4", "DIFF", error_feedback=True)),
     Plan("FedProx", SITES, Way("fp32", "fp32", "fp32", proximal_mu=0.1)),
     Plan("FedAdam", SITES, CHANGES, "Adam", FEDADAM),
     Plan("all rows in one place", (POOLED,)),
 ]
-# Run when all of those are done.
-FURTHER = [
+LAST = [
     Plan("FedAvg, int2", SITES, Way("int2", "int2", "int2", "DIFF", error_feedback=True)),
     Plan("Nesterov", SITES, CHANGES, "SGD", NESTEROV),
 ]
-ALL = [*PLANS, *FURTHER]
+ALL = [*FIRST, *PLANS, *LAST]
 Row = dict[str, Any]
 
 
@@ -107,8 +108,8 @@ def _fits(tokenizer: Any, row: Row, max_length: int) -> bool:
 
 
 def cells(num_seeds: int) -> Iterator[tuple[Plan, int]]:
-    """Seed by seed, so that what is done is a whole table. The base has nothing drawn."""
-    for plans in (PLANS, FURTHER):
+    """What answers most comes first, for all seeds. The base has nothing drawn."""
+    for plans in (FIRST, PLANS, LAST):
         for seed in range(num_seeds):
             yield from ((plan, seed) for plan in plans if plan.trained_at or seed == 0)
 
@@ -142,20 +143,17 @@ def run_missing(file: Path, num_seeds: int, scale: Scale, inputs: Inputs, num_wo
             progress.advance(bar)
 
 
-def summarize(rows: list[Row], num_seeds: int) -> list[Row]:
-    """A line for each plan of which all seeds are done; differences to FedAvg are paired by seed."""
+def summarize(rows: list[Row]) -> list[Row]:
+    """A line for each plan; differences to FedAvg are those of the same seed."""
     own = {plan.name: {row["seed"]: row for row in rows if row["plan"] == plan.name} for plan in ALL}
     fedavg = {seed: union(row) for seed, row in own["FedAvg"].items()}
-    return [
-        _line(plan, own[plan.name], fedavg)
-        for plan in ALL
-        if len(own[plan.name]) == (num_seeds if plan.trained_at else 1)
-    ]
+    return [_line(plan, own[plan.name], fedavg) for plan in ALL if own[plan.name]]
 
 
 def _line(plan: Plan, own: dict[int, Row], fedavg: dict[int, float]) -> Row:
     unions = {seed: union(row) for seed, row in own.items()}
-    pairs = [unions[seed if plan.trained_at else 0] - loss for seed, loss in fedavg.items()]
+    paired = {seed: seed if plan.trained_at else 0 for seed in fedavg}
+    pairs = [unions[mine] - fedavg[seed] for seed, mine in paired.items() if mine in unions]
     sent = [row["bytes_down"] + row["bytes_up"] for row in own.values()]
     return {
         "name": plan.name,
@@ -196,7 +194,7 @@ def main() -> None:
     if not options.record_only:
         run_missing(file, options.seeds, scale, inputs, options.workers)
     done = done_of(file, [key_of(*cell, scale, inputs) for cell in cells(options.seeds)])
-    lines = summarize(done, options.seeds)
+    lines = summarize(done)
     Console(width=130).print_json(json.dumps(lines))
     conditions = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, **asdict(scale)}
     held = {"max_length": inputs.max_length, "eval_rows": inputs.eval_rows}

@@ -154,7 +154,7 @@ def evidence() -> str:
         return "No run is recorded yet: `python -m benchmarks.evidence --raw FOLDER`."
     run, rows = found
     sites = [name for name in next(iter(rows.values())) if name in run["sites"]]
-    names = ["trained", *sites, "all", "± over seeds", "of FedAvg, same seed", "bytes, whole run"]
+    names = ["trained", "seeds", *sites, "all", "±", "of FedAvg, same seed", "bytes, whole run"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, row in rows.items():
         losses = [f"{row[site]:.3f}" for site in (*sites, "union")]
@@ -162,11 +162,12 @@ def evidence() -> str:
         beside = f"{row['over_fedavg']:+.3f} ({least:+.3f} to {most:+.3f})" if name != "FedAvg" else ""
         spread = f"{row['spread']:.3f}" if row["num_seeds"] > 1 else ""
         sent = f"{row['bytes']:,}" if row["bytes"] else ""
-        lines.append(f"| {' | '.join([name, *losses, spread, beside, sent])} |")
+        seeds = str(row["num_seeds"]) if name != "base" else ""
+        lines.append(f"| {' | '.join([name, seeds, *losses, spread, beside, sent])} |")
     scale = (
         f"{run['num_rounds']} rounds of {run['local_steps']} steps of {run['batch_size']} rows, "
         f"learning rate {run['learning_rate']}, rows cut at {run['max_length']} tokens, "
-        f"{run['eval_rows']} held-out rows a site, seeds: {max(row['num_seeds'] for row in rows.values())}."
+        f"{run['eval_rows']} held-out rows a site."
     )
     return "\n".join([*lines, "", scale, "", _origin("evidence")])
 

@@ -110,6 +110,7 @@ class HFSFTRecipe(Recipe):
         if is_counted or not set(needed) <= set(names):
             found = f"num_clients={env.num_clients}" if env.clients is None else f"clients={env.clients}"
             raise ValueError(
-                f"{type(env).__name__}: expected the sites of the job, clients={needed}. Found {found}. "
+                f"{type(env).__name__}: expected the sites of the job, clients={needed}, "
+                f"num_clients={len(needed)}. Found {found}. "
                 "Name them there, or choose others with `sites`."
             )

@@ -38,10 +38,9 @@ def test_evidence_is_paired_with_fedavg_and_tells_its_scale(tmp_path, monkeypatc
     run |= {**scale, "eval_rows": 12, "sites": ["dolly", "alpaca"], "rows": [alone, fedavg]}
     (tmp_path / "evidence.jsonl").write_text(json.dumps(run) + "\n")
     text = figures.evidence()
-    assert "| dolly alone | 3.000 | 2.000 | 2.500 | 0.010 | +0.100 (-0.100 to +0.200) |  |" in text
-    assert "| FedAvg | 3.000 | 2.000 | 2.500 | 0.010 |  | 1,200 |" in text
+    assert "| dolly alone | 3 | 3.000 | 2.000 | 2.500 | 0.010 | +0.100 (-0.100 to +0.200) |  |" in text
+    assert "| FedAvg | 3 | 3.000 | 2.000 | 2.500 | 0.010 |  | 1,200 |" in text
     assert "3 rounds of 5 steps of 2 rows" in text
-    assert "seeds: 3." in text
 
 
 def test_differences_to_fedavg_are_those_of_the_same_seed():
@@ -51,11 +50,14 @@ def test_differences_to_fedavg_are_those_of_the_same_seed():
         for plan, each in losses.items()
         for seed, loss in enumerate(each)
     ]
-    lines = {line["name"]: line for line in summarize(cells, num_seeds=2)}
+    lines = {line["name"]: line for line in summarize(cells)}
     assert list(lines) == ["base", "dolly alone", "FedAvg"]
     assert lines["dolly alone"]["over_fedavg"] == pytest.approx(-0.05)
     assert lines["dolly alone"]["over_fedavg_range"] == pytest.approx([-0.2, 0.1])
     assert lines["base"]["over_fedavg"] == pytest.approx(1.5)
     assert (lines["FedAvg"]["bytes"], lines["dolly alone"]["bytes"]) == (11, 0)
-    assert "FedAvg" in {line["name"] for line in summarize([*cells, {**cells[0], "plan": "FedProx"}], 2)}
-    assert "FedProx" not in {line["name"] for line in summarize([*cells, {**cells[0], "plan": "FedProx"}], 2)}
+    (fedprox,) = [
+        line for line in summarize([*cells, {**cells[3], "plan": "FedProx"}]) if line["name"] == "FedProx"
+    ]
+    assert fedprox["num_seeds"] == 1
+    assert fedprox["over_fedavg"] == pytest.approx(-0.2)

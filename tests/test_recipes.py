@@ -129,7 +129,7 @@ def test_an_environment_without_the_sites_is_refused(choices: dict[str, Any], en
 
 def test_counted_sites_of_a_simulator_cannot_have_their_own_settings(tmp_path: Path):
     recipe = HFSFTRecipe(per_site={"site-1": {"lr": 1e-6}})
-    with pytest.raises(ValueError, match=r"clients=\['site-1', 'site-2', 'site-3'\]\. Found num_clients=3"):
+    with pytest.raises(ValueError, match=r"'site-2', 'site-3'\], num_clients=3\. Found num_clients=3"):
         recipe.run(SimEnv(workspace_root=str(tmp_path), num_clients=3))
 
 
