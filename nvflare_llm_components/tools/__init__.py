@@ -45,6 +45,7 @@ Read in this order:
                             with it
 - :mod:`.generation`        What people do with a trained model: ask it, merge an adapter into its base, judge
                             it on held-out rows
+- :mod:`.harness`           Tasks of EleutherAI's lm-evaluation-harness for a saved model, from files alone
 - :mod:`.demo`              The whole way once: three sites, three jobs, a centralized run beside them, curves
                             and answers
 - :mod:`.demo_pretrained`   The demo with a pretrained model: three sites' rows, LoRA, int8 messages, and
