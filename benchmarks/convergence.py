@@ -32,15 +32,13 @@ SITES = ["dolly", "alpaca", "oasst1"]
 MODES = ["sft", "lora"]
 WAYS = [
     Way("fp32", "fp32", "fp32"),
-    Way("fp16", "fp16", "fp16"),
     Way("bf16", "bf16", "bf16"),
     Way("int8", "int8", "int8"),
-    Way("nf4 up", "bf16", "nf4", "DIFF"),
-    Way("nf4 up, feedback", "bf16", "nf4", "DIFF", error_feedback=True),
     Way("nf4 both, feedback", "nf4", "nf4", "DIFF", error_feedback=True),
     Way("int2 up", "bf16", "int2", "DIFF"),
-    Way("int2 up, feedback", "bf16", "int2", "DIFF", error_feedback=True),
     Way("int2 both, feedback", "int2", "int2", "DIFF", error_feedback=True),
+    Way("one bit up, feedback", "bf16", "one bit", "DIFF", error_feedback=True),
+    Way("largest 5 % up, feedback", "bf16", "largest 5 %", "DIFF", error_feedback=True),
 ]
 TARGETS = {"int8": 0.002, "nf4 both, feedback": 0.01, "int2 both, feedback": 0.01}
 ENVIRONMENT = {

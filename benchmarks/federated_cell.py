@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 
+from benchmarks.trials import TRIALS
 from nvflare_llm_components.quantization.feedback import encode_with_feedback, open_residual
-from nvflare_llm_components.quantization.message import Message, decode_message, encode_message
+from nvflare_llm_components.quantization.message import decode_message, encode_message
 from nvflare_llm_components.quantization.precision import PrecisionPolicy
 from nvflare_llm_components.quantization.shadow import advance, follow, held_shadow
 from nvflare_llm_components.training.session import SFTSession
@@ -40,7 +41,7 @@ class Way:
     Attributes:
         name: of the line in the table.
         down: precision of broadcasts.
-        up: precision of results.
+        up: precision of results, or the name of a trial that is no precision of the package.
         params_type: results are whole weights (``FULL``) or updates (``DIFF``).
         error_feedback: whether updates carry what rounding left out of the last one.
         proximal_mu: FedProx's coefficient; 0 for none.
@@ -114,6 +115,7 @@ class Federation:
     ) -> None:
         self.sessions, self.model = sessions, dict(model)
         self.way, self.scale, self.folder = way, scale, folder
+        self.residuals: dict[str, dict[str, torch.Tensor]] = {site: {} for site in sessions}
         self.bytes_down = self.bytes_up = 0
 
     def run(self) -> Outcome:
@@ -143,9 +145,7 @@ class Federation:
             received = self._receive(broadcast, self.folder / site)
             session.load(received)
             report = session.train_round(self.way.proximal_mu)
-            message = self._result(session.snapshot(), received, number, self.folder / site)
-            self.bytes_up += message.traffic.bytes_after
-            values, _ = decode_message(message.values, message.header, None, lazy=True)
+            values = self._sent(site, session.snapshot(), received, number)
             helper.add(values, report.num_examples, site, number)
         self._take(helper.get_result())
 
@@ -162,14 +162,32 @@ class Federation:
             return follow(message.values, message.header, folder, None, lazy=False)[0]
         return decode_message(message.values, message.header, None, lazy=False)[0]
 
-    def _result(
-        self, new: dict[str, torch.Tensor], received: Mapping[str, Any], number: int, folder: Path
-    ) -> Message:
-        policy = PrecisionPolicy(self.way.up)
+    def _sent(
+        self, site: str, new: dict[str, torch.Tensor], received: Mapping[str, Any], number: int
+    ) -> Mapping[str, Any]:
+        """What the server has of a site's result."""
         values = new if self.way.params_type == "FULL" else difference(new, received)
-        if not self.way.error_feedback:
-            return encode_message(values, policy)
-        return encode_with_feedback(values, policy, folder, number, open_residual(folder, number - 1))
+        if self.way.up in TRIALS:
+            return self._tried(values, self.residuals[site])
+        policy, folder = PrecisionPolicy(self.way.up), self.folder / site
+        if self.way.error_feedback:
+            residual = open_residual(folder, number - 1)
+            message = encode_with_feedback(values, policy, folder, number, residual)
+        else:
+            message = encode_message(values, policy)
+        self.bytes_up += message.traffic.bytes_after
+        return decode_message(message.values, message.header, None, lazy=True)[0]
+
+    def _tried(
+        self, values: Mapping[str, torch.Tensor], residual: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        sent = {}
+        for name, value in values.items():
+            whole = value.float() + residual.get(name, 0.0)
+            sent[name], num_bytes = TRIALS[self.way.up](whole)
+            residual[name] = whole - sent[name]
+            self.bytes_up += num_bytes
+        return sent
 
     def _take(self, mean: Mapping[str, torch.Tensor]) -> None:
         if self.way.params_type == "FULL":
@@ -196,9 +214,9 @@ def _settings(mode: str, seed: int, scale: Scale, model: Path, data: Path) -> Tr
         sft_config={
             "learning_rate": LEARNING_RATE[mode],
             "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": 4,
+            "per_device_train_batch_size": 2,
             "per_device_eval_batch_size": 8,
-            "max_length": 256,
+            "max_length": 96,
             "logging_steps": 1000,
             "seed": seed,
             "disable_tqdm": True,
