@@ -21,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.record import record
+from nvflare_llm_components.quantization.codec import decode
 from nvflare_llm_components.quantization.message import decode_message, encode_message
 from nvflare_llm_components.quantization.precision import CODECS, PrecisionPolicy
 
@@ -70,7 +71,7 @@ def ours(weights: torch.Tensor) -> list[Contender]:
         return Contender(
             f"ours {name}",
             lambda w: codec.encode(w, None),
-            lambda e: codec.decode(e.payload, size, None, e.num_nonfinite),
+            lambda e: decode(codec, e.payload, size, None, e.num_nonfinite),
             lambda e: nbytes(e.payload),
         )
 

@@ -21,6 +21,7 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from nvflare_llm_components.averages import (
+    Blocks,
     clip_factors,
     clipped_mean,
     coordinate_median,
@@ -111,14 +112,13 @@ class CollectingAggregator(ModelAggregator):
         """Look at whole results before they are combined."""
 
     def _average(self, name: str, values: list[Any], shares: Sequence[float]) -> torch.Tensor | Deferred:
-        shape = self.lazy_shapes.get(name)
-        if shape is None:
-            return self._combined(name, values, shares)
-        return Deferred(lambda: self._combined(name, values, shares), shape, torch.float32)
+        shape = self.lazy_shapes.get(name, values[0].shape)
+        average = Deferred(lambda: self._combined(name, values, shares), shape, torch.float32)
+        return average if name in self.lazy_shapes else average.materialize()
 
     @abstractmethod
-    def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> torch.Tensor:
-        """The average of one tensor."""
+    def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> Blocks:
+        """The average of one tensor, block by block."""
 
     def _norms(self, results: Sequence[FLModel]) -> list[float]:
         centre = self._centre(results[0])
@@ -139,7 +139,7 @@ class OrderedAverage(CollectingAggregator):
 
     FLARE's own helper sums results as they arrive, so two runs of a job may differ in the last bit, and it
     multiplies one site's values by the site's weight and divides again. Here each weight is divided by their
-    sum first: one site alone gets its own values back, exactly. One tensor at a time is decoded.
+    sum first: one site alone gets its own values back, exactly. A block of each result at a time is decoded.
 
     Use it as `aggregator` of `nvflare.app_common.workflows.fedavg.FedAvg`.
     Formula: McMahan et al., https://arxiv.org/abs/1602.05629, algorithm 1.
@@ -168,14 +168,14 @@ class OrderedAverage(CollectingAggregator):
                 )
         return {site: result for site, result in results.items() if norms[site] <= limit}
 
-    def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> torch.Tensor:
+    def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> Blocks:
         return weighted_mean(values, shares)
 
 
 class TrimmedMean(CollectingAggregator):
     """The mean of each weight without its largest and smallest values: it withstands so many hostile sites.
 
-    All sites count the same. Of one tensor, all sites' values are held decoded.
+    All sites count the same.
     Formula: Yin et al., https://arxiv.org/abs/1803.01498, definition 2.
     """
 
@@ -188,26 +188,26 @@ class TrimmedMean(CollectingAggregator):
         super().__init__()
         self.num_trimmed = num_trimmed
 
-    def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> torch.Tensor:
+    def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> Blocks:
         return trimmed_mean(values, self.num_trimmed)
 
 
 class CoordinateMedian(CollectingAggregator):
     """The median of each weight: withstands all but half of the sites, and moves less than a mean.
 
-    All sites count the same. Of one tensor, all sites' values are held decoded.
+    All sites count the same.
     Formula: Yin et al., https://arxiv.org/abs/1803.01498, definition 1.
     """
 
-    def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> torch.Tensor:
+    def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> Blocks:
         return coordinate_median(values)
 
 
 class NormClippedMean(CollectingAggregator):
     """The weighted mean of updates of which none is longer than a limit: no site moves the model far.
 
-    Whole weights are taken as updates of the round's global model. Results are decoded twice, one tensor at a
-    time. Formula: Sun et al., https://arxiv.org/abs/1911.07963, section 4.
+    Whole weights are taken as updates of the round's global model. Results are decoded twice.
+    Formula: Sun et al., https://arxiv.org/abs/1911.07963, section 4.
     """
 
     def __init__(self, *, max_norm: float | None = None) -> None:
@@ -225,7 +225,7 @@ class NormClippedMean(CollectingAggregator):
         self._origin = self._centre(results[0])
         self._factors = clip_factors(self._norms(results), self.max_norm)
 
-    def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> torch.Tensor:
+    def _combined(self, name: str, values: list[Any], shares: Sequence[float]) -> Blocks:
         return clipped_mean(values, shares, self._factors, self._origin[name] if self._origin else None)
 
 

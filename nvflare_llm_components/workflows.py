@@ -25,6 +25,7 @@ from nvflare_llm_components.flare.peers import inside_only
 from nvflare_llm_components.flare.quorum import Quorum
 from nvflare_llm_components.flare.results import contribution_of
 from nvflare_llm_components.flare.waiting import close_room, open_room
+from nvflare_llm_components.tensors.blocks import blocks_of
 from nvflare_llm_components.tensors.lazy import Deferred
 from nvflare_llm_components.tensors.text import printable
 
@@ -226,7 +227,8 @@ def _sum(origin: torch.Tensor, change: torch.Tensor | Deferred) -> torch.Tensor 
     if not isinstance(change, Deferred):
         return origin + change
     dtype = torch.promote_types(origin.dtype, change.dtype)
-    return Deferred(lambda: origin + change.materialize(), change.shape, dtype)
+    pairs = lambda: zip(blocks_of(origin), change.blocks(), strict=True)  # noqa: E731
+    return Deferred(lambda: (one + other for one, other in pairs()), change.shape, dtype)
 
 
 class FinalEvaluation(ModelController):

@@ -43,7 +43,7 @@ def save_model_folder(
     Raises:
         CheckpointError: if the inspection finds a tensor that is not finite.
     """
-    see = inspection.see if inspection else lambda name, value: None
+    see = inspection.see if inspection else lambda name, start, block: None
     stored = sorted({str(stored_dtype(value, dtype)).removeprefix("torch.") for value in weights.values()})
 
     def write(folder: Path) -> None:

@@ -35,7 +35,7 @@ def validate(tensors: Tensors, shapes: Shapes, what: str) -> None:
 
 
 class Inspection:
-    """Looks at each tensor of a model while it is in memory to be saved.
+    """Looks at each block of a model while it is in memory to be saved.
 
     Args:
         before: the model before it, by name; other tensors are not looked at.
@@ -45,16 +45,18 @@ class Inspection:
     def __init__(self, before: Mapping[str, torch.Tensor], what: str) -> None:
         self._before, self._what = before, what
         self._squares: dict[str, float] = {}
-        self._faults: list[str] = []
+        self._num_nonfinite: dict[str, int] = {}
 
-    def see(self, name: str, value: torch.Tensor) -> None:
-        """Count what is not finite in one tensor, and how far it has moved."""
+    def see(self, name: str, start: int, block: torch.Tensor) -> None:
+        """Count what is not finite in one block of a tensor, from `start` on, and how far it has moved."""
         if name not in self._before:
             return
-        self._squares[name] = squared_distance(value, self._before[name])
+        before = self._before[name].reshape(-1)[start : start + block.numel()]
+        square = squared_distance(block, before)
+        self._squares[name] = self._squares.get(name, 0.0) + square
         # The sum of squares is finite only where all values are, and costs no second look at them.
-        if not math.isfinite(self._squares[name]) and (count := count_nonfinite(value)):
-            self._faults.append(f"{name}: {count} of {value.numel()} values")
+        if not math.isfinite(square):
+            self._num_nonfinite[name] = self._num_nonfinite.get(name, 0) + count_nonfinite(block)
 
     def update_norm(self) -> float | None:
         """Euclidean norm of all that has changed, in float64; None where it overflows.
@@ -62,10 +64,15 @@ class Inspection:
         Raises:
             CheckpointError: naming the tensors that are not finite.
         """
-        if self._faults:
+        faults = [
+            f"{name}: {count} of {self._before[name].numel()} values"
+            for name, count in self._num_nonfinite.items()
+            if count
+        ]
+        if faults:
             raise CheckpointError(
-                f"{self._what}: expected finite values, found NaN or Inf in {len(self._faults)} of "
-                f"{len(self._squares)} tensors ({listed(self._faults)}). "
+                f"{self._what}: expected finite values, found NaN or Inf in {len(faults)} of "
+                f"{len(self._squares)} tensors ({listed(faults)}). "
                 "Lower the learning rate, or send in bf16 instead of fp16."
             )
         norm = math.sqrt(sum(self._squares[name] for name in sorted(self._squares)))

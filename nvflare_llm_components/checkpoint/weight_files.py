@@ -1,7 +1,7 @@
 """A folder with weights in Hugging Face's layout: one safetensors file, or shards with an index."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,7 +9,12 @@ from huggingface_hub import split_torch_state_dict_into_shards
 
 from nvflare_llm_components.tensors.errors import CheckpointError
 from nvflare_llm_components.tensors.lazy import LazyValue
-from nvflare_llm_components.tensors.safetensors_file import map_tensor_file, stored_dtype, write_tensor_file
+from nvflare_llm_components.tensors.safetensors_file import (
+    See,
+    map_tensor_file,
+    stored_dtype,
+    write_tensor_file,
+)
 
 MODEL_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -44,7 +49,7 @@ def write_weights(
     tensors: Mapping[str, torch.Tensor | LazyValue],
     max_shard_size: int | str,
     dtype: torch.dtype | None,
-    see: Callable[[str, torch.Tensor], object] = lambda name, value: None,
+    see: See = lambda name, start, block: None,
 ) -> dict[str, str]:
     """Write tensors as one file, or as shards with an index where they don't fit into one.
 
@@ -53,7 +58,7 @@ def write_weights(
         tensors: values by checkpoint name.
         max_shard_size: bytes, or a string such as "5GB".
         dtype: what floating-point tensors are converted to; None keeps theirs.
-        see: called with each tensor before it is converted.
+        see: called with each block before it is converted.
 
     Returns:
         SHA-256 by file name.

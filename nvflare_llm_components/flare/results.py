@@ -8,7 +8,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.ccwf.common import Constant as SwarmConstant
 
-from nvflare_llm_components.flare.memory import give_back
+from nvflare_llm_components.flare.memory import trim
 from nvflare_llm_components.flare.peers import peer_name_of
 from nvflare_llm_components.flare.rounds import ROUND_RECORD
 from nvflare_llm_components.flare.tasks import finite
@@ -86,4 +86,4 @@ def release_result(fl_ctx: FLContext) -> None:
         detail = context.get_prop_detail(key) if context else None
         if detail:
             context.set_prop(key, None, private=detail["private"], sticky=detail["sticky"])
-    give_back()
+    trim()

@@ -124,9 +124,20 @@ def check_range(what: str, values: torch.Tensor, least: float, most: float) -> N
             )
 
 
-def put_nonfinite(weights: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> None:
-    """Write the non-finite values back to their positions, checked, in the flat `weights`, in place."""
-    weights[positions] = values
+def put_nonfinite(
+    weights: torch.Tensor, positions: torch.Tensor, values: torch.Tensor, start: int = 0
+) -> None:
+    """Write the non-finite values back to their positions, checked, in place.
+
+    Args:
+        weights: the flat weights from `start` on.
+        positions: of all weights, ascending.
+        values: of all weights.
+        start: position of the first of `weights`.
+    """
+    if positions.numel():
+        is_here = (positions >= start) & (positions < start + weights.numel())
+        weights[positions[is_here] - start] = values[is_here]
 
 
 def _is_ascending(positions: torch.Tensor) -> bool:

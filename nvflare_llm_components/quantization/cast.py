@@ -44,13 +44,17 @@ class CastCodec:
     ) -> None:
         """See :class:`.codec.Codec`: any bits are a 16-bit float."""
 
-    def decode(
-        self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
-    ) -> torch.Tensor:
+    def decode_into(
+        self,
+        out: torch.Tensor,
+        payload: torch.Tensor,
+        num_weights: int,
+        block_size: int | None,
+        num_nonfinite: int,
+        start: int = 0,
+    ) -> None:
         """See :class:`.codec.Codec`."""
-        values = view_section(payload, self.dtype)
-        weights = torch.empty(num_weights, dtype=torch.float32, device=payload.device)
-        return weights.copy_(values)
+        out.copy_(view_section(payload[2 * start :][: 2 * out.numel()], self.dtype))
 
     def _encode_chunk(self, source: torch.Tensor, target: torch.Tensor) -> int:
         """Cast `source` into `target`; returns how many weights saturated."""

@@ -54,7 +54,31 @@ class Codec(Protocol):
         What passes decodes to finite weights, but for those that are stored as what they are.
         """
 
-    def decode(
-        self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
-    ) -> torch.Tensor:
-        """Decode a payload of the right size into a flat float32 tensor on its device."""
+    def decode_into(
+        self,
+        out: torch.Tensor,
+        payload: torch.Tensor,
+        num_weights: int,
+        block_size: int | None,
+        num_nonfinite: int,
+        start: int = 0,
+    ) -> None:
+        """Decode the weights from `start` on of a payload of the right size.
+
+        Args:
+            out: flat float32 tensor on the payload's device, as long as what is decoded.
+            payload: of all weights.
+            num_weights: of the payload.
+            block_size: of the payload.
+            num_nonfinite: of the payload.
+            start: a multiple of :data:`~nvflare_llm_components.tensors.lazy.BLOCK_LENGTH`.
+        """
+
+
+def decode(
+    codec: Codec, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
+) -> torch.Tensor:
+    """Decode a payload of the right size into a flat float32 tensor on its device."""
+    weights = torch.empty(num_weights, dtype=torch.float32, device=payload.device)
+    codec.decode_into(weights, payload, num_weights, block_size, num_nonfinite)
+    return weights

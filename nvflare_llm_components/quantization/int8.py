@@ -70,23 +70,26 @@ class Int8Codec:
         check_range("scales", view_section(rest[: 2 * num_scales], torch.bfloat16), _MIN_SCALE, _MAX_SCALE)
         check_range("codes", rest[2 * num_scales :].view(torch.int8), -_MAX_CODE, _MAX_CODE)
 
-    def decode(
-        self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
-    ) -> torch.Tensor:
+    def decode_into(
+        self,
+        out: torch.Tensor,
+        payload: torch.Tensor,
+        num_weights: int,
+        block_size: int | None,
+        num_nonfinite: int,
+        start: int = 0,
+    ) -> None:
         """See :class:`.codec.Codec`."""
         block_size = block_size or self.default_block_size
         positions, values, rest = split_nonfinite(payload, num_nonfinite)
         num_scales = num_blocks(num_weights, block_size)
-        scales = view_section(rest[: 2 * num_scales], torch.bfloat16)
-        codes = rest[2 * num_scales :].view(torch.int8)
-        weights = torch.empty(num_weights, dtype=torch.float32, device=payload.device)
-        for part in chunks(num_weights, payload.device, STREAMED):
-            target = weights[part].copy_(codes[part])
-            first = part.start // block_size
-            scale = scales[first : first + num_blocks(target.numel(), block_size)].float()
-            multiply_blocks(target, scale, block_size)
-        put_nonfinite(weights, positions, values)
-        return weights
+        scale_bytes, codes = rest.split([2 * num_scales, num_weights])
+        for part in chunks(out.numel(), payload.device, STREAMED):
+            target = out[part].copy_(codes[start + part.start : start + part.stop].view(torch.int8))
+            first = (start + part.start) // block_size
+            some = slice(2 * first, 2 * (first + num_blocks(target.numel(), block_size)))
+            multiply_blocks(target, view_section(scale_bytes[some], torch.bfloat16).float(), block_size)
+        put_nonfinite(out, positions, values, start)
 
 
 def _scale_of(absmax: torch.Tensor) -> torch.Tensor:

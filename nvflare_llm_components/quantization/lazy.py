@@ -1,13 +1,21 @@
 """Values that decode when they are asked for, and until then cost what travelled."""
 
+from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 
-from nvflare_llm_components.quantization.wire import RAW, Entry, has_nonfinite, to_numpy, unpack
+from nvflare_llm_components.quantization.wire import (
+    RAW,
+    Entry,
+    has_nonfinite,
+    to_numpy,
+    unpack,
+    unpacked_blocks,
+)
 from nvflare_llm_components.tensors.convert import as_tensor, materialized
-from nvflare_llm_components.tensors.lazy import LazyValue
+from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH, LazyValue
 
 SOURCE: Final = "source"
 RestoreDtype = torch.dtype | Literal["source"] | None
@@ -33,6 +41,16 @@ class LazyTensor(LazyValue):
         payload = as_tensor(materialized(self._value))
         assert payload is not None, "was checked"
         return restored(unpack(payload, self._entry), self._restore_dtype)
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """See :class:`.LazyValue`: decodes one block at a time."""
+        payload = as_tensor(materialized(self._value))
+        assert payload is not None, "was checked"
+        if self._entry["codec"] == RAW:
+            yield from restored(payload, self._restore_dtype).reshape(-1).split(BLOCK_LENGTH)
+        else:
+            for block in unpacked_blocks(payload, self._entry):
+                yield restored(block, self._restore_dtype)
 
     @property
     def shape(self) -> torch.Size:

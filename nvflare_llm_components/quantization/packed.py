@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -71,25 +72,26 @@ class PackedCodec(ABC):
         """See :class:`.codec.Codec`."""
         check_scales(payload, num_weights, block_size or self.default_block_size, num_nonfinite)
 
-    def decode(
-        self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
-    ) -> torch.Tensor:
+    def decode_into(
+        self,
+        out: torch.Tensor,
+        payload: torch.Tensor,
+        num_weights: int,
+        block_size: int | None,
+        num_nonfinite: int,
+        start: int = 0,
+    ) -> None:
         """See :class:`.codec.Codec`."""
         block_size = block_size or self.default_block_size
         positions, values, rest = split_nonfinite(payload, num_nonfinite)
         units, scale_codes, packed = sections(rest, num_blocks(num_weights, block_size))
-        table = self._levels_of_bytes(payload.device)
-        weights = torch.empty(self._per_byte * packed.numel(), dtype=torch.float32, device=payload.device)
-        groups = weights.view(self.moved_as)
-        for part in chunks(num_weights, payload.device):
-            some = slice(part.start // self._per_byte, num_blocks(part.stop, self._per_byte))
-            torch.index_select(table, 0, packed[some].to(torch.int32), out=groups[some])
-            first, last = part.start // block_size, num_blocks(part.stop, block_size)
+        for part in chunks(out.numel(), payload.device):
+            begin, end = start + part.start, start + part.stop
+            self._look_up(packed[begin // self._per_byte : num_blocks(end, self._per_byte)], out[part])
+            first, last = begin // block_size, num_blocks(end, block_size)
             unit = units[first // BLOCKS_PER_UNIT : num_blocks(last, BLOCKS_PER_UNIT)]
-            multiply_blocks(weights[part], decode_scales(unit, scale_codes[first:last]), block_size)
-        weights = weights[:num_weights]
-        put_nonfinite(weights, positions, values)
-        return weights
+            multiply_blocks(out[part], decode_scales(unit, scale_codes[first:last]), block_size)
+        put_nonfinite(out, positions, values, start)
 
     @abstractmethod
     def levels(self) -> torch.Tensor:
@@ -117,8 +119,19 @@ class PackedCodec(ABC):
     def _per_byte(self) -> int:
         return 8 // self.bits
 
-    def _levels_of_bytes(self, device: torch.device) -> torch.Tensor:
-        """The levels of each byte's codes, side by side in the place of one element of `moved_as`."""
-        byte, mask, levels = torch.arange(256), 2**self.bits - 1, self.levels()
-        groups = torch.stack([levels[(byte >> shift) & mask] for shift in range(0, 8, self.bits)], dim=1)
-        return groups.view(self.moved_as).view(-1).to(device)
+    def _look_up(self, packed: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the levels of packed codes; the last byte may hold more than there is room for."""
+        table, num_whole = _levels_of_bytes(self, packed.device), out.numel() // self._per_byte
+        whole, rest = out.split([num_whole * self._per_byte, out.numel() % self._per_byte])
+        indices = packed.to(torch.int32)
+        torch.index_select(table, 0, indices[:num_whole], out=whole.view(self.moved_as))
+        if rest.numel():
+            rest.copy_(table[indices[num_whole:]].view(torch.float32)[: rest.numel()])
+
+
+@cache
+def _levels_of_bytes(codec: PackedCodec, device: torch.device) -> torch.Tensor:
+    """The levels of each byte's codes, side by side in the place of one element of `moved_as`."""
+    byte, mask, levels = torch.arange(256), 2**codec.bits - 1, codec.levels()
+    groups = torch.stack([levels[(byte >> shift) & mask] for shift in range(0, 8, codec.bits)], dim=1)
+    return groups.view(codec.moved_as).view(-1).to(device)

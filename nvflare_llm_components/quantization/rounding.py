@@ -2,7 +2,7 @@
 
 import torch
 
-from nvflare_llm_components.quantization.codec import Codec
+from nvflare_llm_components.quantization.codec import Codec, decode
 from nvflare_llm_components.quantization.precision import CODECS
 
 _ENCODED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -28,5 +28,5 @@ def rounded(values: dict[str, torch.Tensor], precision: str) -> dict[str, torch.
 def _rounded(value: torch.Tensor, codec: Codec) -> torch.Tensor:
     weights = value if value.dtype in _ENCODED else value.float()
     encoded, block_size = codec.encode(weights, codec.default_block_size), codec.default_block_size
-    decoded = codec.decode(encoded.payload, value.numel(), block_size, encoded.num_nonfinite)
+    decoded = decode(codec, encoded.payload, value.numel(), block_size, encoded.num_nonfinite)
     return decoded.view(value.shape).to(value.dtype)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nvflare_llm_components.quantization.codec import Codec
+from nvflare_llm_components.quantization.codec import Codec, decode
 
 _SAMPLE = 1 << 16  # weights of a tensor on which its error is measured: a whole number of nf4's superblocks
 
@@ -57,7 +57,7 @@ class Traffic:
         if not sample.numel():
             return
         encoded = codec.encode(sample, block_size)
-        decoded = codec.decode(encoded.payload, sample.numel(), block_size, encoded.num_nonfinite)
+        decoded = decode(codec, encoded.payload, sample.numel(), block_size, encoded.num_nonfinite)
         part = Traffic()
         part.count_error(sample, decoded)
         share = weights.numel() / sample.numel()

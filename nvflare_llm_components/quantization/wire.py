@@ -12,7 +12,7 @@ payload is the tensor itself, and ``block_size`` and ``num_nonfinite`` are absen
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ import torch
 
 from nvflare_llm_components.quantization.blocks import view_section
 from nvflare_llm_components.quantization.cast import CastCodec
-from nvflare_llm_components.quantization.codec import Codec, Encoded
+from nvflare_llm_components.quantization.chunks import chunks
+from nvflare_llm_components.quantization.codec import Codec, Encoded, decode
 from nvflare_llm_components.quantization.precision import CODECS
+from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH
 
 RAW = "raw"
 Entry = dict[str, Any]
@@ -90,8 +92,19 @@ def unpack(payload: torch.Tensor, entry: Entry) -> torch.Tensor:
         return payload
     shape = tuple(entry["shape"])
     codec = CODECS[entry["codec"]]
-    flat = codec.decode(payload, math.prod(shape), entry["block_size"], entry["num_nonfinite"])
-    return flat.view(shape)
+    return decode(codec, payload, math.prod(shape), entry["block_size"], entry["num_nonfinite"]).view(shape)
+
+
+def unpacked_blocks(payload: torch.Tensor, entry: Entry) -> Iterator[torch.Tensor]:
+    """Decode a checked payload of a codec into flat float32 blocks, each in the place of the one before."""
+    codec, num_weights = CODECS[entry["codec"]], math.prod(entry["shape"])
+    buffer = torch.empty(min(num_weights, BLOCK_LENGTH), dtype=torch.float32, device=payload.device)
+    for part in chunks(num_weights, payload.device, BLOCK_LENGTH):
+        block = buffer[: part.stop - part.start]
+        codec.decode_into(
+            block, payload, num_weights, entry["block_size"], entry["num_nonfinite"], part.start
+        )
+        yield block
 
 
 def has_nonfinite(payload: torch.Tensor | None, entry: Entry) -> bool:

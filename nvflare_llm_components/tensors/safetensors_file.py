@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from nvflare_llm_components.tensors.convert import tensor_of
+from nvflare_llm_components.tensors.blocks import blocks_of
 from nvflare_llm_components.tensors.errors import CheckpointError
 from nvflare_llm_components.tensors.lazy import LazyValue
 
@@ -34,6 +34,9 @@ METADATA = "__metadata__"
 """The key of a file's header that is no tensor's name."""
 
 _LABEL_WIDTH = 32
+
+See = Callable[[str, int, torch.Tensor], object]
+"""Called with a tensor's name, and one of its flat blocks and where that starts."""
 
 Layout = Mapping[str, tuple[Sequence[int], torch.dtype]]
 """Shape and dtype by name, in the order of the file."""
@@ -61,16 +64,16 @@ def write_tensor_file(
     tensors: Mapping[str, torch.Tensor | LazyValue],
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
-    see: Callable[[str, torch.Tensor], object] = lambda name, value: None,
+    see: See = lambda name, start, block: None,
 ) -> str:
-    """Write tensors into a synced safetensors file, one on its way to the disk while the next is made.
+    """Write tensors into a synced safetensors file, a block on its way to the disk while the next is made.
 
     Args:
         path: the file; it appears, or is replaced, in one step.
-        tensors: values by name; a lazy one is made when it is written.
+        tensors: values by name; a lazy one is made block by block when it is written.
         dtype: what floating-point tensors are converted to; None keeps theirs.
         metadata: text by name, for the file's header.
-        see: called with each tensor before it is converted.
+        see: called with each block before it is converted.
 
     Returns:
         The file's SHA-256 in hexadecimal.
@@ -85,12 +88,20 @@ def write_tensor_file(
     digest = hashlib.sha256()
     with TensorFileWriter(path, layout, {"format": "pt", **(metadata or {})}, digest.update) as writer:
         for name in names:
-            value = tensor_of(tensors[name]).detach()
-            see(name, value)
-            writer.write(name, value.to(stored[name]))
-            del value  # not held beside the next one
+            writer.write_blocks(name, _stored(name, tensors[name], stored[name], see))
         writer.commit()
     return digest.hexdigest()
+
+
+def _stored(
+    name: str, value: torch.Tensor | LazyValue, dtype: torch.dtype, see: See
+) -> Iterator[torch.Tensor]:
+    """Blocks as they are written; those of a lazy value as copies, since it makes the next in their place."""
+    start = 0
+    for block in blocks_of(value):
+        see(name, start, block)
+        start += block.numel()
+        yield block.to(dtype, copy=isinstance(value, LazyValue))
 
 
 def stored_dtype(tensor: torch.Tensor | LazyValue, dtype: torch.dtype | None) -> torch.dtype:
@@ -143,11 +154,21 @@ class TensorFileWriter:
 
         They may be on their way after that: the tensor must not be changed before the next call.
         """
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        self.write_blocks(name, [flat])
+        return flat.view(torch.uint8)
+
+    def write_blocks(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
+        """Append the next tensor by its flat consecutive blocks, each as :meth:`write` takes a tensor."""
         expected = self._pending.pop(0)
-        assert (name, tensor.dtype) == (expected, self._layout[name][1]), "tensors come in the layout's order"
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        self._put(data.numpy().data)
-        return data
+        shape, dtype = self._layout[expected]
+        assert name == expected, "tensors come in the layout's order"
+        missing = torch.Size(shape).numel()
+        for block in blocks:
+            assert block.dtype == dtype, f"{name}: of the layout's dtype"
+            missing -= block.numel()
+            self._put(block.cpu().contiguous().view(torch.uint8).numpy().data)
+        assert missing == 0, f"{name}: blocks cover the tensor"
 
     def commit(self, label: str | None = None) -> None:
         """Put the file in place, with a label of at most 32 characters where no metadata was given."""

@@ -49,9 +49,9 @@ def test_lazy_values_are_made_once_as_they_are_written(tmp_path: Path, dtype: st
     def lazy(name: str, value: torch.Tensor) -> Deferred:
         def make() -> torch.Tensor:
             made.append(name)
-            return value
+            return value.view(-1)
 
-        return Deferred(make, value.shape, value.dtype)
+        return Deferred(lambda: iter([make()]), value.shape, value.dtype)
 
     models = GlobalModels(tmp_path, START, save_dtype=dtype)
     saved = models.save_last({name: lazy(name, value) for name, value in weights(0.1).items()}, record(0))
@@ -70,9 +70,11 @@ def test_a_lazy_value_that_cannot_be_made_or_is_not_finite_leaves_the_last_model
 
     for value, told in (
         (lost, "is gone.*see to the cause"),
-        (lambda: torch.full((2, 2), torch.nan), r"b: 4 of 4 values"),
+        (lambda: torch.full((4,), torch.nan), r"b: 4 of 4 values"),
     ):
-        broken = weights(2) | {"b": Deferred(value, (2, 2), torch.float32)}
+        broken = weights(2) | {
+            "b": Deferred(lambda value=value: iter([value().view(-1)]), (2, 2), torch.float32)
+        }
         with pytest.raises(CheckpointError, match=told):
             models.save_last(broken, record(1))
         assert value_of(tmp_path / "last") == 1

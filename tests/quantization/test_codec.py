@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvflare_llm_components.quantization.codec import Codec
+from nvflare_llm_components.quantization.codec import Codec, decode
 from nvflare_llm_components.quantization.precision import CODECS
+from nvflare_llm_components.quantization.wire import pack, unpack, unpacked_blocks
+from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH
 
 codecs = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -25,7 +27,7 @@ def round_trip(codec: Codec, weights: torch.Tensor, block_size: int | None = Non
     size = codec.num_payload_bytes(weights.numel(), block_size, encoded.num_nonfinite)
     assert encoded.payload.dtype == torch.uint8
     assert encoded.payload.shape == (size,)
-    decoded = codec.decode(encoded.payload, weights.numel(), block_size, encoded.num_nonfinite)
+    decoded = decode(codec, encoded.payload, weights.numel(), block_size, encoded.num_nonfinite)
     assert decoded.dtype == torch.float32
     return decoded.view(weights.shape)
 
@@ -137,7 +139,7 @@ def test_finite_weights_beyond_the_range_saturate_and_are_counted(name):
     limit = LIMIT[name]
     weights = torch.tensor([1.0, FLOAT32_MAX, -FLOAT32_MAX, math.inf])
     encoded = CODECS[name].encode(weights, None)
-    assert CODECS[name].decode(encoded.payload, 4, None, 0).tolist() == [1.0, limit, -limit, math.inf]
+    assert decode(CODECS[name], encoded.payload, 4, None, 0).tolist() == [1.0, limit, -limit, math.inf]
     assert encoded.num_saturated == 2
 
 
@@ -170,8 +172,8 @@ def test_a_gpu_gives_the_same_bytes(codec, size, scale, dtype, special):
     on_cpu, on_gpu = codec.encode(weights, None), codec.encode(weights.cuda(), None)
     assert torch.equal(on_cpu.payload, on_gpu.payload.cpu())
     decode = (size, None, on_cpu.num_nonfinite)
-    from_gpu = codec.decode(on_gpu.payload, *decode).cpu()
-    assert torch.equal(codec.decode(on_cpu.payload, *decode).view(torch.int32), from_gpu.view(torch.int32))
+    from_gpu = decode(codec, on_gpu.payload, *decode).cpu()
+    assert torch.equal(decode(codec, on_cpu.payload, *decode).view(torch.int32), from_gpu.view(torch.int32))
 
 
 @codecs
@@ -188,5 +190,17 @@ def test_threads_do_not_change_a_byte(codec):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(alone.payload, together.payload)
-    decode = codec.decode(alone.payload, weights.numel(), None, alone.num_nonfinite)
-    assert torch.equal(decode.view(torch.int32), decoded.view(torch.int32))
+    alone_decoded = decode(codec, alone.payload, weights.numel(), None, alone.num_nonfinite)
+    assert torch.equal(alone_decoded.view(torch.int32), decoded.view(torch.int32))
+
+
+@codecs
+@pytest.mark.parametrize("size", [1, BLOCK_LENGTH - 1, BLOCK_LENGTH + 1, 2 * BLOCK_LENGTH + 77])
+@pytest.mark.parametrize("block_size", [None, 1024])
+def test_blocks_are_the_whole(codec, size, block_size):
+    weights = gaussian((size,), 1.0, torch.float32)
+    weights[::BLOCK_LENGTH] = math.nan  # the first of each block
+    weights[BLOCK_LENGTH - 1 :: BLOCK_LENGTH] = math.inf  # and the last
+    payload, entry, _ = pack("w", weights, codec, block_size if codec.default_block_size else None)
+    found = torch.cat([block.clone() for block in unpacked_blocks(payload, entry)])
+    assert torch.equal(found.view(torch.int32), unpack(payload, entry).view(torch.int32))

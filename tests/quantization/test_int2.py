@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvflare_llm_components.quantization.codec import decode
 from nvflare_llm_components.quantization.int2 import LEVELS, Int2Codec
 
 CODEC = Int2Codec()
@@ -13,7 +14,7 @@ CODEC = Int2Codec()
 def decoded(weights: torch.Tensor, block_size: int = 64) -> torch.Tensor:
     payload = CODEC.encode(weights, block_size).payload
     CODEC.check(payload, weights.numel(), block_size, 0)
-    return CODEC.decode(payload, weights.numel(), block_size, 0)
+    return decode(CODEC, payload, weights.numel(), block_size, 0)
 
 
 @settings(max_examples=200, deadline=None)

@@ -10,9 +10,9 @@ def counted() -> tuple[Deferred, list[int]]:
 
     def make() -> torch.Tensor:
         made.append(1)
-        return torch.ones(2, 3)
+        return torch.ones(6)
 
-    return Deferred(make, (2, 3), torch.float32), made
+    return Deferred(lambda: iter([make()]), (2, 3), torch.float32), made
 
 
 def test_shape_and_dtype_are_known_before_it_is_made():

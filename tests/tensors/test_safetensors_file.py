@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH, Deferred
 from nvflare_llm_components.tensors.safetensors_file import DTYPE_NAMES, map_tensor_file, write_tensor_file
 
 shapes = st.lists(st.integers(0, 5), max_size=3)
@@ -84,3 +85,21 @@ def test_every_mapped_tensor_is_aligned_to_its_own_item_size(tmp_path: Path):
     write_tensor_file(tmp_path / "x.safetensors", values)
     for value in map_tensor_file(tmp_path / "x.safetensors").values():
         assert value.data_ptr() % value.element_size() == 0
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_blocks_that_are_made_in_the_place_of_the_one_before_arrive(tmp_path, dtype):
+    expected = torch.arange(9 * BLOCK_LENGTH + 5, dtype=torch.float32)
+    seen = []
+
+    def blocks():
+        buffer = torch.empty(BLOCK_LENGTH)
+        for block in expected.split(BLOCK_LENGTH):
+            yield buffer[: block.numel()].copy_(block)
+            buffer.fill_(-1)
+
+    value = Deferred(blocks, expected.shape, torch.float32)
+    file = tmp_path / "x.safetensors"
+    write_tensor_file(file, {"a": value}, dtype, see=lambda name, start, block: seen.append((name, start)))
+    assert torch.equal(map_tensor_file(file)["a"], expected.to(dtype or torch.float32))
+    assert seen == [("a", BLOCK_LENGTH * number) for number in range(10)]
