@@ -31,6 +31,7 @@ from nvflare_llm_components.averages import (
 from nvflare_llm_components.flare.headers import round_of
 from nvflare_llm_components.flare.peers import sender_of
 from nvflare_llm_components.policy.results import MOST_WEIGHT, checked_weight
+from nvflare_llm_components.tensors.convert import shape_of
 from nvflare_llm_components.tensors.lazy import Deferred
 from nvflare_llm_components.tensors.norm import distance
 
@@ -112,7 +113,7 @@ class CollectingAggregator(ModelAggregator):
         """Look at whole results before they are combined."""
 
     def _average(self, name: str, values: list[Any], shares: Sequence[float]) -> torch.Tensor | Deferred:
-        shape = self.lazy_shapes.get(name, values[0].shape)
+        shape = self.lazy_shapes[name] if name in self.lazy_shapes else shape_of(values[0])
         average = Deferred(lambda: self._combined(name, values, shares), shape, torch.float32)
         return average if name in self.lazy_shapes else average.materialize()
 

@@ -37,6 +37,12 @@ def tensor_of(value: object) -> torch.Tensor:
     return tensor
 
 
+def shape_of(value: object) -> torch.Size:
+    """Shape of what :func:`tensor_of` makes; a lazy value that does not tell it is made."""
+    shape = getattr(value, "shape", None)
+    return tensor_of(value).shape if shape is None else torch.Size(shape)
+
+
 def nbytes_of(tensor: torch.Tensor) -> int:
     """Size of the values of a tensor in bytes."""
     return tensor.numel() * tensor.element_size()
