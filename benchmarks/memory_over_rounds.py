@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.random_model import config_of_size, save_random_model
+from benchmarks.random_model import MIB, config_of_size, save_random_model
 from benchmarks.record import record
 from benchmarks.round_trip import SAVED, TIME, measure
 from nvflare_llm_components.tools.environment import with_recommended
@@ -68,9 +68,8 @@ def run(
     lines = []
     for role, sizes in sorted(peaks.items()):
         slope, error = slope_of(sizes[WARM_UP:])
-        lines.append(
-            {"clients": num_clients, "process": role, "slope": slope, "error": error, "peak": max(sizes)}
-        )
+        line = {"clients": num_clients, "process": role, "slope": slope, "error": error, "peak": max(sizes)}
+        lines.append(line | {"peaks_mib": [round(size / MIB, 1) for size in sizes]})
     return lines
 
 

@@ -29,8 +29,9 @@ from tests.integration.simulator import variables_of
 from tests.tiny import write_site_data
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3600)]
-ROUNDS, CUT_ROUND, CUT_S = 20, 6, 360
+NUM_ROUNDS, CUT_ROUND, CUT_S = 20, 6, 360
 GOODPUT_STEPS = 2400  # a hundred seconds, beside which what a round costs is small
+LOGGING_STEPS = 50
 GRACE_S = 45
 """13 rounds of it are longer than the cut, so that the site finds the job still there."""
 
@@ -56,17 +57,17 @@ def goodput(poc: Poc, job_id: str, rounds: list[dict[str, Any]]) -> float:
 
 def test_twenty_rounds_with_a_line_that_is_cut_for_six_minutes_in_the_seventh(poc: Poc, tmp_path: Path):
     began = time.monotonic()
-    job_id = poc.submit(quorum_job(tmp_path, rounds=ROUNDS, grace_s=GRACE_S, local_epochs=2))
+    job_id = poc.submit(quorum_job(tmp_path, rounds=NUM_ROUNDS, grace_s=GRACE_S, local_epochs=2))
     wait_for(in_training(poc, job_id, CUT_ROUND), seconds=900)
     poc.lines[VICTIM].cut()
     time.sleep(CUT_S)
     poc.lines[VICTIM].mend()
-    rounds = rounds_of(completed(poc, job_id, tmp_path, ROUNDS, seconds=1500))
+    rounds = rounds_of(completed(poc, job_id, tmp_path, NUM_ROUNDS, seconds=1500))
     missing = missing_in(rounds)
     reports = records(poc.run_dir(VICTIM, job_id), "round")
     tell_cell(
-        f"20 rounds, line of one of three sites cut for {CUT_S} s in round 7",
-        f"completed, {len(rounds)} of {ROUNDS} rounds; {len(rounds[-1]['sites'])} sites in the last",
+        f"20 rounds, line of one of four sites cut for {CUT_S} s in round 7",
+        f"completed, {len(rounds)} of {NUM_ROUNDS} rounds; {len(rounds[-1]['sites'])} sites in the last",
         lost_in(rounds),
         time.monotonic() - began,
         missed_rounds=[r["missed_rounds"] for r in reports if r["missed_rounds"]],
@@ -82,7 +83,13 @@ def test_goodput_with_one_site_that_fails_in_each_round(poc: Poc, tmp_path: Path
     """The sites' lines are cut in turn, each until its round is averaged without it."""
     began, num_rounds = time.monotonic(), len(SITES)
     job = quorum_job(
-        tmp_path, rounds=num_rounds, grace_s=3, local_epochs=None, local_steps=GOODPUT_STEPS, logging_steps=50
+        tmp_path,
+        rounds=num_rounds,
+        grace_s=3,
+        quorum=len(SITES) // 2,
+        local_epochs=None,
+        local_steps=GOODPUT_STEPS,
+        logging_steps=LOGGING_STEPS,
     )
     job_id = poc.submit(job)
 
@@ -95,10 +102,10 @@ def test_goodput_with_one_site_that_fails_in_each_round(poc: Poc, tmp_path: Path
         poc.lines[site].cut()
         wait_for(partial(has_averaged, number), seconds=600)
         poc.lines[site].mend()
-    rounds = rounds_of(completed(poc, job_id, tmp_path, num_rounds))
+    rounds = rounds_of(completed(poc, job_id, tmp_path, num_rounds, quorum=len(SITES) // 2))
     found = goodput(poc, job_id, rounds)
     tell_cell(
-        f"one site fails in each round of {GOODPUT_STEPS} steps, logged every 50",
+        f"one site fails in each round of {GOODPUT_STEPS} steps, logged every {LOGGING_STEPS}",
         f"completed, {len(rounds)} of {num_rounds} rounds",
         lost_in(rounds),
         time.monotonic() - began,
