@@ -14,7 +14,7 @@ from tests.tiny import save_tiny_model, write_site_data
 SITES = ["site-1", "site-2", "site-3", "site-4"]
 VICTIM, SLOW = SITES[0], SITES[-1]
 QUORUM = 3
-ROUNDS, GRACE_S = 3, 60
+ROUNDS, GRACE_S = 3, 30
 LINE_BITS_PER_S = 10e6
 SHAPE = {"vocab_size": 16384, "hidden_size": 128, "tie_word_embeddings": False}
 """A message of 4 MB as int8, three seconds of the line, and a step of a tenth of a second."""

@@ -71,7 +71,7 @@ class Poc:
             found = re.search(r"FINISHED:\w+", "".join(lines))
             return found and found[0]
 
-        return wait_for(ended, seconds)
+        return wait_for(ended, seconds, every_s=5)  # a call of FLARE's command is seconds of a core
 
     def processes(self, *words: str) -> list[int]:
         """Ids of this deployment's processes whose command has all the words."""
@@ -97,12 +97,12 @@ class Poc:
         return psutil.Process(found)
 
 
-def wait_for(ask: Callable[[], Any], seconds: float = TIMEOUT_S) -> Any:
+def wait_for(ask: Callable[[], Any], seconds: float = TIMEOUT_S, every_s: float = 0.1) -> Any:
     """The first answer that is true."""
     end = time.monotonic() + seconds
     while not (answer := ask()):
         assert time.monotonic() < end, "nothing came"
-        time.sleep(0.1)
+        time.sleep(every_s)
     return answer
 
 

@@ -74,7 +74,11 @@ class Line:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._is_whole.wait()
-        there, back = await asyncio.open_connection("localhost", self._target_port, limit=CHUNK_BYTES)
+        try:
+            there, back = await asyncio.open_connection("localhost", self._target_port, limit=CHUNK_BYTES)
+        except ConnectionError:  # nobody is there
+            writer.close()
+            return
         self._writers |= {writer, back}
         try:
             await asyncio.gather(self._pass(reader, back), self._pass(there, writer, is_back=True))
