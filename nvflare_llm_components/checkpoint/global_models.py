@@ -84,7 +84,7 @@ class GlobalModels:
         weights = normalised(weights, self._shapes, self._aliases)
         validate(weights, self._shapes, _title(record))
         inspection = Inspection(self._handed_out or self._initial.weights, _title(record))
-        record = {**record, **self._chain()}
+        record = {**record, **self._chain(record.get("job_id"))}
         whole = {**self._frozen, **weights}
         exact = all(stored_dtype(value, self._dtype) == value.dtype for value in whole.values())
         master = LAST if exact else MASTER
@@ -168,10 +168,10 @@ class GlobalModels:
             self._handed_out = dict(weights)  # `best` can be a link to it
         return weights
 
-    def _chain(self) -> dict[str, Any]:
+    def _chain(self, job_id: str | None) -> dict[str, Any]:
         """Return what the record says of the models before this one."""
         before = earlier_model(self.root)
-        return chain_after(read_manifest(before) if before else {}, self._base.result)
+        return chain_after(read_manifest(before) if before else {}, self._base.result, job_id)
 
     def _trained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: value for name, value in weights.items() if name not in self._frozen}

@@ -38,11 +38,6 @@ def _metadata(source: Any, adapter: Mapping[str, Any] | None) -> str:
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items())
 
 
-def _others(record: Mapping[str, Any]) -> list[str]:
-    """The jobs of the rounds before, without the one that saved the model."""
-    return [job for job in record.get("earlier_jobs", []) if job != record.get("job_id")]
-
-
 def _text(
     record: Mapping[str, Any], base: Mapping[str, Any], source: Any, adapter: Mapping[str, Any] | None
 ) -> str:
@@ -55,7 +50,7 @@ def _text(
         ("SHA-256 of its weights", base.get("weights_sha256")),
         ("Rounds", record["round"] + 1 if "round" in record else None),
         ("Job", record.get("job_id")),
-        ("Jobs before it", ", ".join(_others(record))),
+        ("Jobs before it", ", ".join(record.get("earlier_jobs", []))),
         ("Sites of the last round", ", ".join(_site(name, facts) for name, facts in sites.items())),
         ("Sites that were missing", ", ".join(told.get("missing", []))),
         ("Norm of the last update", record.get("update_norm")),

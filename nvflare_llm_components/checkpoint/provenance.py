@@ -37,15 +37,18 @@ def digest_of(digests: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def chain_after(earlier: Mapping[str, Any], base: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def chain_after(
+    earlier: Mapping[str, Any], base: Callable[[], Mapping[str, Any]], job_id: str | None
+) -> dict[str, Any]:
     """What a model's record says of those before it.
 
     Args:
         earlier: record of the model before it; empty for the first.
         base: tells what the job started from, where no earlier record does.
+        job_id: the job that saves the model: none of the earlier ones.
     """
     rounds = list(earlier.get("rounds", []))
     if "round" in earlier:
         rounds.append({key: earlier[key] for key in _OF_A_ROUND if key in earlier})
-    jobs = list(dict.fromkeys(str(entry.get("job_id")) for entry in rounds))
+    jobs = list(dict.fromkeys(str(entry.get("job_id")) for entry in rounds if entry.get("job_id") != job_id))
     return {"base": earlier.get("base") or dict(base()), "rounds": rounds, "earlier_jobs": jobs}

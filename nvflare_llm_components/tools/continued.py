@@ -13,6 +13,8 @@ from nvflare_llm_components.server_model import SafetensorsModule
 from nvflare_llm_components.widgets import EarlierRunState
 
 Config = dict[str, Any]
+MOST_JOBS = 16
+"""Of a chain of jobs, those whose state a site looks for: each restart of a server adds one."""
 _MAX_HOPS = 5  # from a variable to a variable
 _FIRST, _COUNT = "start_round", "num_rounds"
 _OURS = ("nvflare", "nvflare_llm_components")
@@ -102,6 +104,12 @@ def continue_state(config: Config, args: Config) -> None:
     """Let a side's configuration, server's or client's, take up the state of an earlier run."""
     others = [c for c in config.get("components", []) if c.get("path") != STATE]
     config["components"] = [*others, {"id": "earlier_run_state", "path": STATE, "args": args}]
+
+
+def continue_job_ids(config: Config, job_id: str) -> None:
+    """Let a deployed job's side take up the state of a job, or of the latest before it that has left one."""
+    before = earlier_state_of(config).get("job_ids", [])
+    continue_state(config, {"job_ids": [job_id, *before][:MOST_JOBS]})
 
 
 def _workflow(config: Config) -> tuple[Config, dict[str, Any]]:

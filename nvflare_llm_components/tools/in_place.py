@@ -39,8 +39,7 @@ def continue_in_place(job: Path, out: Path, job_id: str, saved_round: int | None
                 continued.continue_server(config, rounds, f"{{WORKSPACE}}/{job_id}")
                 sentence = f"Continues job {job_id} with round {rounds.first + 1}, {rounds.count} to do."
             if config:
-                before = continued.earlier_state_of(config).get("job_ids", [])
-                continued.continue_state(config, {"job_ids": [job_id, *before]})
+                continued.continue_job_ids(config, job_id)
                 write_config(file, config)
     name = read_config(out / META).get("name", "job").removesuffix("_resumed")
     write_config(out / META, {**read_config(out / META), "name": f"{name}_resumed"})

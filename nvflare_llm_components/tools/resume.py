@@ -225,11 +225,10 @@ def _go_on(config: Config, rounds: Rounds, resume_from: str | None) -> None:
 
 
 def _take_state(config: Config, earlier: EarlierRun, beside: Path) -> None:
-    if earlier.is_simulated:
+    if earlier.job_id is None:  # simulated
         continued.continue_state(config, {"run_dir": f"{beside}/{{SITE_NAME}}"})
     else:
-        before = continued.earlier_state_of(config).get("job_ids", [])
-        continued.continue_state(config, {"job_ids": [earlier.job_id, *before]})
+        continued.continue_job_ids(config, earlier.job_id)
 
 
 def _apart(meta: Config, apps: dict[str, Path], earlier: EarlierRun, lines: list[str]) -> str:

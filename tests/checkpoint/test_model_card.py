@@ -11,7 +11,7 @@ from nvflare_llm_components.checkpoint.model_folder import save_model_folder
 RECORD = {
     "round": 2,
     "job_id": "job-2",
-    "earlier_jobs": ["job-1", "job-2"],
+    "earlier_jobs": ["job-1"],
     "base": {"name": "org/name", "revision": "abc", "weights_sha256": "0f" * 32},
     "update_norm": 1.5,
     "round_log": {"sites": {"site-1": {"weight": 30.0}, "site-2": {}}, "missing": ["site-3"]},

@@ -60,7 +60,7 @@ def test_the_chain_goes_from_the_base_over_each_round_and_each_run(base: Path, t
     second = save(tmp_path / "two", base, "job-2", range(2, 4))
     last = second[-1]
     assert last["base"] == base_of("org/name", base)
-    assert last["earlier_jobs"] == ["job-1", "job-2"]
+    assert [record["earlier_jobs"] for record in [*first, *second]] == [[], [], ["job-1"], ["job-1"]]
     chain = [(entry["round"], entry["job_id"], entry["weights_sha256"]) for entry in last["rounds"]]
     everyone = [*first, *second][:-1]
     assert chain == [(record["round"], record["job_id"], record["weights_sha256"]) for record in everyone]
@@ -87,7 +87,11 @@ def test_a_base_that_vanished_costs_no_round(base: Path, tmp_path: Path):
 
 
 def test_the_first_round_has_nothing_before_it():
-    assert chain_after({}, lambda: {"name": "x"}) == {"base": {"name": "x"}, "rounds": [], "earlier_jobs": []}
+    assert chain_after({}, lambda: {"name": "x"}, "job-1") == {
+        "base": {"name": "x"},
+        "rounds": [],
+        "earlier_jobs": [],
+    }
 
 
 def test_shards_in_any_order_have_one_hash():

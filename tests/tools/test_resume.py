@@ -9,6 +9,7 @@ import torch
 from nvflare_llm_components.checkpoint.model_folder import save_model_folder
 from nvflare_llm_components.checkpoint.weight_files import map_weights
 from nvflare_llm_components.tensors.errors import CheckpointError
+from nvflare_llm_components.tools.continued import MOST_JOBS, continue_job_ids, earlier_state_of
 from nvflare_llm_components.tools.resume import resume_job
 
 JOBS = Path(__file__).parents[2] / "job_configs"
@@ -264,6 +265,15 @@ def test_a_deployed_job_can_be_continued_twice(download: Path, tmp_path: Path):
     assert json.loads((tmp_path / "again/meta.json").read_text())["deploy_map"] == record["deploy_map"]
     (carried,) = (tmp_path / "again").rglob("model.safetensors")
     assert carried.is_relative_to(tmp_path / "again/app_server/earlier_run/global_model/last")
+
+
+def test_a_chain_of_jobs_names_the_latest_to_the_sites(tmp_path: Path):
+    """One id more for each restart would grow without end."""
+    config: dict = {}
+    for number in range(3 * MOST_JOBS):
+        continue_job_ids(config, f"job-{number}")
+    state = earlier_state_of(config)["job_ids"]
+    assert state == [f"job-{number}" for number in reversed(range(2 * MOST_JOBS, 3 * MOST_JOBS))]
 
 
 def test_a_killed_servers_run_directory_is_continued_in_place(download: Path, tmp_path: Path):
