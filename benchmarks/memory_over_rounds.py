@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -56,11 +57,16 @@ def ends_of(log: str) -> list[float]:
 
 
 def run(
-    model: Path, num_clients: int, num_rounds: int, folder: Path, limit_s: float, kind: str
+    model: Path,
+    num_clients: int,
+    num_rounds: int,
+    folder: Path,
+    limit_s: float,
+    kind: str,
+    environment: Mapping[str, str],
 ) -> list[dict]:
     """One job; a line for each of its processes."""
     folder.mkdir()
-    environment = with_recommended(os.environ)
     measured = measure(kind, model, num_clients, num_rounds, folder, limit_s, True, environment)
     assert measured.completed, f"{folder}: not completed"
     trace = [(at, sizes) for at, sizes in json.loads((folder / "trace.json").read_text())]
@@ -82,7 +88,9 @@ def main() -> None:
     parser.add_argument("--clients", default="2", help="numbers of clients, such as 2,4,8,16")
     parser.add_argument("--run", default="ours-int8", help="as in benchmarks.round_trip")
     parser.add_argument("--limit-s", type=float, default=3600, help="of one run")
+    parser.add_argument("--environment", choices=["recommended", "plain"], default="recommended")
     args = parser.parse_args()
+    environment = with_recommended(os.environ) if args.environment == "recommended" else dict(os.environ)
     if args.rounds < LEAST_ROUNDS:
         parser.error(
             f"--rounds: expected at least {LEAST_ROUNDS}, for a slope with its error. Found {args.rounds}."
@@ -92,7 +100,8 @@ def main() -> None:
         size = save_random_model(scratch / "model", config_of_size(args.mib))
         lines = []
         for count in map(int, args.clients.split(",")):
-            found = run(scratch / "model", count, args.rounds, scratch / str(count), args.limit_s, args.run)
+            folder = scratch / str(count)
+            found = run(scratch / "model", count, args.rounds, folder, args.limit_s, args.run, environment)
             for line in found:
                 share, error = line["slope"] / size, line["error"] / size
                 flat = "flat" if abs(line["slope"]) <= 2 * line["error"] else "NOT FLAT"
@@ -102,7 +111,14 @@ def main() -> None:
                     flush=True,
                 )
             lines += found
-        record("memory_over_rounds", lines, model_bytes=size, num_rounds=args.rounds, run=args.run)
+        record(
+            "memory_over_rounds",
+            lines,
+            model_bytes=size,
+            num_rounds=args.rounds,
+            run=args.run,
+            environment=args.environment,
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -24,6 +24,7 @@ from nvflare_llm_components.executors.accepted import accepted_training, setting
 from nvflare_llm_components.executors.replies import result_of, sentence_of
 from nvflare_llm_components.flare.headers import ERROR_HEADER
 from nvflare_llm_components.flare.memory import give_back
+from nvflare_llm_components.flare.pace import Pace
 from nvflare_llm_components.flare.peers import inside_only
 from nvflare_llm_components.flare.site import audit
 from nvflare_llm_components.flare.tasks import (
@@ -123,6 +124,7 @@ class HFSFTExecutor(Executor):
         self._num_rounds_left = 0
         self._rounds: RoundCount | None = None
         self._engine: Any = None
+        self._pace = Pace()
         # Swarm and cross-site evaluation call from threads of their own.
         self._lock = threading.Lock()
         fobs.register(TensorDecomposer)
@@ -269,7 +271,7 @@ class HFSFTExecutor(Executor):
 
     def _stream(self, tag: str, value: float, step: int) -> None:
         point = self._gate.told_curve(tag, value) if self._gate else None
-        if self._engine is None or point is None:
+        if self._engine is None or point is None or not self._pace.takes(tag, step):
             return
         dxo = create_analytic_dxo(tag=tag, value=point, data_type=AnalyticsDataType.SCALAR, global_step=step)
         with self._engine.new_context() as fl_ctx:
