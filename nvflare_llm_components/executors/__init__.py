@@ -17,11 +17,10 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
 from nvflare.app_common.app_constant import AppConstants, ModelName
-from nvflare.app_opt.pt.decomposers import TensorDecomposer
-from nvflare.fuel.utils import fobs
 
 from nvflare_llm_components.executors.accepted import accepted_training, settings_of
 from nvflare_llm_components.executors.replies import result_of, sentence_of
+from nvflare_llm_components.flare.arrival import register_tensors
 from nvflare_llm_components.flare.headers import ERROR_HEADER
 from nvflare_llm_components.flare.memory import give_back
 from nvflare_llm_components.flare.pace import Pace
@@ -127,7 +126,7 @@ class HFSFTExecutor(Executor):
         self._pace = Pace()
         # Swarm and cross-site evaluation call from threads of their own.
         self._lock = threading.Lock()
-        fobs.register(TensorDecomposer)
+        register_tensors()
 
     @inside_only
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:

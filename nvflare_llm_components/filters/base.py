@@ -9,10 +9,10 @@ from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
-from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from nvflare.fuel.utils.fobs.datum import DatumManager
 
+from nvflare_llm_components.flare.arrival import register_tensors
 from nvflare_llm_components.flare.headers import is_server
 from nvflare_llm_components.flare.messages import run_dir_of, with_own_collection
 from nvflare_llm_components.quantization.lazy import LazyTensor
@@ -57,7 +57,7 @@ class PrecisionFilter(DXOFilter):
     def __init__(self) -> None:
         kinds = [DataKind.WEIGHTS, DataKind.WEIGHT_DIFF]
         super().__init__(supported_data_kinds=kinds, data_kinds_to_filter=kinds)
-        fobs.register(TensorDecomposer)
+        register_tensors()
         for kind in (LazyTensor, ShadowTensor):  # where a result is sent on as it came
             fobs.register(LazyValueDecomposer(kind))
 

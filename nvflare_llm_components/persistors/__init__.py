@@ -23,14 +23,13 @@ from nvflare.app_common.abstract.model_persistor import ModelPersistor
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.model_desc import ModelDescriptor
-from nvflare.app_opt.pt.decomposers import TensorDecomposer
-from nvflare.fuel.utils import fobs
 
 from nvflare_llm_components.checkpoint.global_models import BEST, FOLDER, LAST, GlobalModels
 from nvflare_llm_components.checkpoint.initial_model import InitialModel
 from nvflare_llm_components.checkpoint.key_metric import KeyMetric
 from nvflare_llm_components.checkpoint.manifest import read_manifest
 from nvflare_llm_components.checkpoint.mapped import share_on_deepcopy
+from nvflare_llm_components.flare.arrival import register_tensors
 from nvflare_llm_components.flare.gate import ResultGate
 from nvflare_llm_components.flare.headers import is_server
 from nvflare_llm_components.flare.memory import give_back, keep_large_buffers_apart
@@ -107,7 +106,7 @@ class SafetensorsModelPersistor(ModelPersistor):
         self._models: GlobalModels | None = None
         self._evaluated: dict[str, dict[str, dict[str, float]]] = {}
         self._gate = ResultGate()
-        fobs.register(TensorDecomposer)
+        register_tensors()
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
         """Return the model that the job starts from, mapped from its files; an empty one if a site has it.
