@@ -59,6 +59,11 @@ class Poc:
     def run_dir(self, site: str, job_id: str) -> Path:
         return self.kit(site) / job_id
 
+    def num_registered(self, site: str) -> int:
+        """How often the server has taken a site."""
+        file = self.kit(site) / "log.txt"
+        return file.read_text().count("Successfully registered client") if file.exists() else 0
+
     def log(self, site: str, job_id: str) -> str:
         file = self.run_dir(site, job_id) / "log.txt"
         return file.read_text() if file.exists() else ""
@@ -150,7 +155,9 @@ def deployed(
         for name, megabytes in (disks or {}).items():
             ends.enter_context(small_disk(poc.kit(name), megabytes))
         ends.callback(poc.stop)
-        poc.cli("poc", "start")
+        poc.cli("poc", "start", "--no-wait")  # which else gives up after 30 s
+        for site in sites:
+            wait_for(lambda site=site: poc.num_registered(site))
         yield poc
 
 

@@ -31,13 +31,9 @@ def kill(poc: Poc, name: str) -> None:
 
 def start(poc: Poc, site: str, variables: dict[str, str] | None = None) -> None:
     """Start a site that was killed, and wait until the server has it again."""
-
-    def num_registered() -> int:
-        return (poc.kit(site) / "log.txt").read_text().count("Successfully registered client")
-
-    before = num_registered()
-    poc.cli("poc", "start", "-p", site, variables=variables)
-    wait_for(lambda: num_registered() > before)
+    before = poc.num_registered(site)
+    poc.cli("poc", "start", "-p", site, "--no-wait", variables=variables)
+    wait_for(lambda: poc.num_registered(site) > before)
 
 
 @contextmanager

@@ -50,7 +50,9 @@ def test_the_job_goes_on_by_itself(stage: Stage, poc: Poc, tmp_path: Path):
     with submit(poc, job(tmp_path), out) as launcher:
         stage(poc, taken(out))
         kill(poc, "server")
-        poc.cli("poc", "start", "-p", "server")  # the kit's own daemon gives up at the fifth kill in a row
+        poc.cli(
+            "poc", "start", "-p", "server", "--no-wait"
+        )  # the kit's own daemon gives up at the fifth kill in a row
         output, _ = launcher.communicate(timeout=900)
     print(output)
     assert launcher.returncode == 0, output
@@ -78,7 +80,7 @@ def test_it_is_continued_by_hand(poc: Poc, tmp_path: Path):
     dead = poc.run_dir("server", job_id)
     assert dead.is_dir(), "a killed server leaves its run directory"
     print(resume_job(dead, tmp_path / "resumed"))
-    poc.cli("poc", "start", "-p", "server")
+    poc.cli("poc", "start", "-p", "server", "--no-wait")
     resumed = wait_for(lambda: submitted(poc, tmp_path / "resumed"))
     assert poc.ending(resumed, seconds=400) == "FINISHED:COMPLETED"
     download = poc.download(resumed, tmp_path)
