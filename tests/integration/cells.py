@@ -114,7 +114,7 @@ def lost_of(download: Path) -> str:
 
 
 def completed(
-    poc: Poc, job_id: str, folder: Path, num_rounds: int = ROUNDS, seconds: float = 400, quorum: int = QUORUM
+    poc: Poc, job_id: str, folder: Path, num_rounds: int = ROUNDS, seconds: float = 1500, quorum: int = QUORUM
 ) -> Path:
     """What a job has left that has completed all its rounds, each with the quorum; waits for it."""
     ending, download = poc.ending(job_id, seconds), poc.download(job_id, folder)
@@ -126,7 +126,7 @@ def completed(
 
 
 def finished(
-    poc: Poc, job_id: str, folder: Path, began: float, what: str, seconds: float = 400
+    poc: Poc, job_id: str, folder: Path, began: float, what: str, seconds: float = 1500
 ) -> list[dict[str, Any]]:
     """The rounds of a job that has completed; tells its cell of the matrix."""
     download = completed(poc, job_id, folder, seconds=seconds)

@@ -20,7 +20,7 @@ import yaml
 from tests.integration.disk import small_disk
 from tests.integration.line import Line
 
-TIMEOUT_S = 180
+TIMEOUT_S = 900
 JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 

@@ -13,7 +13,7 @@ from tests.integration.deployment import Poc, records
 from tests.integration.faults import kill, start
 from tests.integration.stages import Stage, each
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3000)]
 DAY_S = 86400
 
 

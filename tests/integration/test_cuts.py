@@ -13,7 +13,7 @@ from tests.integration.cells import NOTHING, VICTIM, federation, finished, lost_
 from tests.integration.deployment import Poc, records
 from tests.integration.stages import Stage, each
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3000)]
 CUT_S, GRACE_S = 360, 600
 
 

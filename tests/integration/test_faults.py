@@ -14,7 +14,7 @@ from tests.integration.deployment import Poc, wait_for
 from tests.integration.faults import kill, start, suspended
 from tests.integration.stages import Stage, each, last_evaluation
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.integration.disk import fill, make_room
 from tests.integration.stages import Stage, each, last_evaluation
 from tests.integration.test_launch import chain, submit, taken
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3000)]
 DISK_MB = 256
 
 

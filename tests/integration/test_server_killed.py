@@ -24,7 +24,7 @@ from tests.integration.simulator import edit
 from tests.integration.stages import Stage, each
 from tests.integration.test_launch import chain, submit, taken
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_job_goes_on_by_itself(stage: Stage, poc: Poc, tmp_path: Path):
         poc.cli(
             "poc", "start", "-p", "server", "--no-wait"
         )  # the kit's own daemon gives up at the fifth kill in a row
-        output, _ = launcher.communicate(timeout=900)
+        output, _ = launcher.communicate(timeout=1500)
     print(output)
     assert launcher.returncode == 0, output
     runs = chain(out)
@@ -82,7 +82,7 @@ def test_it_is_continued_by_hand(poc: Poc, tmp_path: Path):
     print(resume_job(dead, tmp_path / "resumed"))
     poc.cli("poc", "start", "-p", "server", "--no-wait")
     resumed = wait_for(lambda: submitted(poc, tmp_path / "resumed"))
-    assert poc.ending(resumed, seconds=400) == "FINISHED:COMPLETED"
+    assert poc.ending(resumed, seconds=1500) == "FINISHED:COMPLETED"
     download = poc.download(resumed, tmp_path)
     told = [r["round"] for r in rounds_of(download)]
     record = json.loads((download / "workspace/global_model/last/federation.json").read_text())
