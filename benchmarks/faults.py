@@ -34,7 +34,8 @@ def table() -> str:
     for fault in faults:
         cells = [rows.pop(f"{fault}, {stage}", None) for stage in STAGES]
         lines.append(f"| {fault} | {' | '.join(map(cell, cells))} |")
-    lines += ["", "| fault | what happened | what was lost | seconds |", "|---|---|---|---|"]
+    if rows:
+        lines += ["", "| fault | what happened | what was lost | seconds |", "|---|---|---|---|"]
     for _, row in sorted(rows.items()):
         lines.append(f"| {row['what']} | {outcome_of(row)} | {row['lost']} | {row['seconds']} |")
     commits = ", ".join(dict.fromkeys(run["commit"][:7] for run in runs))
