@@ -71,7 +71,9 @@ class MemorySampler:
         while not self._stopped.wait(PERIOD_S):
             now = time.time()
             if now >= next_discovery:
-                roles = {pid: roles.get(pid) or self._role_of(pid) for pid in descendants(self._root)}
+                # Until a client's process has been given its program, it looks like what it is a copy of.
+                known = {pid: role for pid, role in roles.items() if role != "server"}
+                roles = {pid: known.get(pid) or self._role_of(pid) for pid in descendants(self._root)}
                 next_discovery = now + DISCOVERY_PERIOD_S
             sample: dict[str, int] = {}
             for pid, role in roles.items():
