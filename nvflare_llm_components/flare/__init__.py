@@ -16,9 +16,13 @@ Read in this order:
 - :mod:`.told`       What is told of an error: to the server never data, to the site's own log all of it
 - :mod:`.gate`       The gate on the server: every site's result, of every workflow, before a controller sees
                      it
+- :mod:`.arrival`    Tensors on their way to the server from a site that dies: its result is lost, and no
+                     job with it
 - :mod:`.waiting`    Where results wait for the average: in files of the job's own run directory, by FLARE's
                      disk offload
 - :mod:`.headers`    What the adapters tell each other through FLARE's messages: each may run without the
                      others
+- :mod:`.pace`       How often a curve's points travel: FLARE sends each as an event of its own, milliseconds
+                     of both ends
 - :mod:`.memory`     Giving freed memory back to the system, which glibc's allocator would rather keep
 """
