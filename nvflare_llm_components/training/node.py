@@ -3,6 +3,7 @@
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from nvflare_llm_components.training.secret import StrangerError, admit
 
 logger = logging.getLogger(__name__)
 _MAX_STRANGERS = 16
+_FAREWELL_S = 5.0
 
 
 class NodeServer:
@@ -53,11 +55,18 @@ class NodeServer:
             self._listener.close()
             for rank in list(self._ranks):
                 rank.kill()
+            self._say_farewell()
 
     def close(self) -> None:
         """Let :meth:`run` return."""
         self._is_closed = True
         self._listener.shutdown(socket.SHUT_RDWR)
+
+    def _say_farewell(self) -> None:
+        """Wait until the end of each rank is told: the way out of this process takes longer than it does."""
+        deadline = time.monotonic() + _FAREWELL_S
+        while self._ranks and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def _accept(self) -> None:
         connection, address = self._listener.accept()
@@ -94,11 +103,10 @@ class NodeServer:
             _check_shared(Path(request["mark"]))
             with self._started(replace(seat, interface=interface_of(local)), logs, channel) as rank:
                 death = rank.death()
+                logger.info("Rank %d of %d %s.", seat.number, seat.num_processes, death["error"])
+                channel.send(**death)
         except (ReportableError, OSError) as error:
             channel.send(error=f"could not be started: {error}", traceback="", is_dead=True)
-            return
-        logger.info("Rank %d of %d %s.", seat.number, seat.num_processes, death["error"])
-        channel.send(**death)
 
     @contextmanager
     def _started(self, seat: Seat, logs: Path, channel: Channel) -> Iterator[RankProcess]:
