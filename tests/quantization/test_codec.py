@@ -203,4 +203,7 @@ def test_blocks_are_the_whole(codec, size, block_size):
     weights[BLOCK_LENGTH - 1 :: BLOCK_LENGTH] = math.inf  # and the last
     payload, entry, _ = pack("w", weights, codec, block_size if codec.default_block_size else None)
     found = torch.cat([block.clone() for block in unpacked_blocks(payload, entry)])
-    assert torch.equal(found.view(torch.int32), unpack(payload, entry).view(torch.int32))
+    whole = unpack(payload, entry)
+    # A NaN's bits are torch's choice: it gives those of fp16 others at a tensor's end than inside of it.
+    is_same = (found.view(torch.int32) == whole.view(torch.int32)) | (found.isnan() & whole.isnan())
+    assert bool(is_same.all())
