@@ -80,5 +80,9 @@ def clip_factors(norms: Sequence[float], max_norm: float | None = None) -> list[
 
 
 def _side_by_side(values: Sequence[Any]) -> Iterator[list[torch.Tensor]]:
+    """Blocks of all values, float32; a value of another size is refused, where torch would spread it out."""
     for blocks in zip(*map(blocks_of, values), strict=True):
+        sizes = [block.numel() for block in blocks]
+        if len(set(sizes)) > 1:
+            raise ValueError(f"expected values of one shape from all sites, found blocks of {sizes} values.")
         yield [block.to(torch.float32) for block in blocks]

@@ -102,3 +102,11 @@ def test_one_site_gets_its_own_bits_back(seed):
     (value,) = drawn(seed, 1, (100,))
     for mean in (weighted_mean([value], [1.0]), trimmed_mean([value], 0), coordinate_median([value])):
         assert torch.equal(whole(mean, (100,)), value)
+
+
+@pytest.mark.parametrize("mean", [lambda values: weighted_mean(values, [0.5, 0.5]), coordinate_median])
+@pytest.mark.parametrize("other", [1, 0, 3])
+def test_a_value_of_another_size_is_not_spread_over_the_tensor(mean, other):
+    for values in ([torch.zeros(6), torch.full((other,), 9.0)], [torch.full((other,), 9.0), torch.zeros(6)]):
+        with pytest.raises(ValueError, match="expected values of one shape from all sites"):
+            list(mean(values))

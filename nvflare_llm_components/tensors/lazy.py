@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 BLOCK_LENGTH = 2**18
-"""Weights in a block: two float32 buffers of it stay in a 2 MiB L2 cache."""
+"""Weights in a block: two float32 buffers of it stay in a 2 MiB L2 cache. A codec's units divide it."""
 
 _OPERATORS = (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "matmul", "neg", "abs"),
@@ -80,11 +80,17 @@ class Deferred(LazyValue):
         self._make, self._shape, self._dtype = make, torch.Size(shape), dtype
 
     def materialize(self) -> torch.Tensor:
-        """See :class:`LazyValue`."""
+        """See :class:`LazyValue`.
+
+        Raises:
+            ValueError: its blocks hold fewer values than its shape.
+        """
         whole, start = torch.empty(self._shape, dtype=self._dtype), 0
         for block in self._make():
             whole.view(-1)[start : start + block.numel()] = block
             start += block.numel()
+        if start != whole.numel():
+            raise ValueError(f"expected blocks of {whole.numel()} values in all, found {start}.")
         return whole
 
     def blocks(self) -> Iterator[torch.Tensor]:

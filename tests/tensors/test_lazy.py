@@ -32,3 +32,8 @@ def test_whoever_takes_it_for_a_tensor_gets_one():
 def test_it_cannot_be_changed_in_place():
     with pytest.raises(AttributeError, match="add_"):
         counted()[0].add_(1)
+
+
+def test_what_its_blocks_leave_out_is_not_made_up():
+    with pytest.raises(ValueError, match="expected blocks of 6 values in all, found 4"):
+        Deferred(lambda: iter([torch.ones(4)]), (2, 3), torch.float32).materialize()
