@@ -39,4 +39,4 @@ def largest(share: float) -> Callable[[torch.Tensor], tuple[torch.Tensor, int]]:
     return code
 
 
-TRIALS = {"one bit": one_bit, "largest 5 %": largest(0.05), "largest 1 %": largest(0.01)}
+TRIALS = {"one bit": one_bit, "largest 5 %": largest(0.05)}

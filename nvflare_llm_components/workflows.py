@@ -1,7 +1,7 @@
 """FLARE's FedAvg for federations whose sites fall away and come back, and the last model's evaluation."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -227,8 +227,12 @@ def _sum(origin: torch.Tensor, change: torch.Tensor | Deferred) -> torch.Tensor 
     if not isinstance(change, Deferred):
         return origin + change
     dtype = torch.promote_types(origin.dtype, change.dtype)
-    pairs = lambda: zip(blocks_of(origin), change.blocks(), strict=True)  # noqa: E731
-    return Deferred(lambda: (one + other for one, other in pairs()), change.shape, dtype)
+    return Deferred(lambda: _sums(origin, change), change.shape, dtype)
+
+
+def _sums(origin: torch.Tensor, change: Deferred) -> Iterator[torch.Tensor]:
+    for one, other in zip(blocks_of(origin), change.blocks(), strict=True):
+        yield one + other
 
 
 class FinalEvaluation(ModelController):

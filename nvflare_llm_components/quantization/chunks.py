@@ -4,14 +4,15 @@ from collections.abc import Iterator
 
 import torch
 
-_CPU_CHUNK = 1 << 18  # two float32 buffers of it stay in a 2 MiB L2 cache
+from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH
+
 STREAMED = 1 << 20  # work without a buffer is bound by memory, not by cache
 _ACCELERATOR_CHUNK = 1 << 24  # there a kernel launch costs more than a cache miss
 
 
 def chunk_size(device: torch.device) -> int:
     """Weights worked on at a time: a power of two, and a multiple of every legal block."""
-    return _CPU_CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
+    return BLOCK_LENGTH if device.type == "cpu" else _ACCELERATOR_CHUNK
 
 
 def chunks(num_weights: int, device: torch.device, step: int | None = None) -> Iterator[slice]:

@@ -15,7 +15,7 @@ from nvflare_llm_components.quantization.wire import (
     unpacked_blocks,
 )
 from nvflare_llm_components.tensors.convert import as_tensor, materialized
-from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH, LazyValue
+from nvflare_llm_components.tensors.lazy import LazyValue
 
 SOURCE: Final = "source"
 RestoreDtype = torch.dtype | Literal["source"] | None
@@ -46,11 +46,8 @@ class LazyTensor(LazyValue):
         """See :class:`.LazyValue`: decodes one block at a time."""
         payload = as_tensor(materialized(self._value))
         assert payload is not None, "was checked"
-        if self._entry["codec"] == RAW:
-            yield from restored(payload, self._restore_dtype).reshape(-1).split(BLOCK_LENGTH)
-        else:
-            for block in unpacked_blocks(payload, self._entry):
-                yield restored(block, self._restore_dtype)
+        for block in unpacked_blocks(payload, self._entry):
+            yield restored(block, self._restore_dtype)
 
     @property
     def shape(self) -> torch.Size:

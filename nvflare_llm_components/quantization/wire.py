@@ -23,6 +23,7 @@ from nvflare_llm_components.quantization.cast import CastCodec
 from nvflare_llm_components.quantization.chunks import chunks
 from nvflare_llm_components.quantization.codec import Codec, Encoded, decode
 from nvflare_llm_components.quantization.precision import CODECS
+from nvflare_llm_components.tensors.finite import ends_of
 from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH
 
 RAW = "raw"
@@ -96,7 +97,10 @@ def unpack(payload: torch.Tensor, entry: Entry) -> torch.Tensor:
 
 
 def unpacked_blocks(payload: torch.Tensor, entry: Entry) -> Iterator[torch.Tensor]:
-    """Decode a checked payload of a codec into flat float32 blocks, each in the place of the one before."""
+    """The flat blocks of :func:`unpack`, each decoded in the place of the one before."""
+    if entry["codec"] == RAW:
+        yield from payload.reshape(-1).split(BLOCK_LENGTH)
+        return
     codec, num_weights = CODECS[entry["codec"]], math.prod(entry["shape"])
     buffer = torch.empty(min(num_weights, BLOCK_LENGTH), dtype=torch.float32, device=payload.device)
     for part in chunks(num_weights, payload.device, BLOCK_LENGTH):
@@ -120,10 +124,7 @@ def has_nonfinite(payload: torch.Tensor | None, entry: Entry) -> bool:
     if payload is None:
         return False
     values = payload if codec is None else view_section(payload, codec.dtype)
-    if not values.is_floating_point() or values.numel() == 0:
-        return False
-    # One pass without a temporary the size of the tensor; both ends of a range with a NaN are NaN.
-    return not bool(torch.stack(torch.aminmax(values)).isfinite().all())
+    return values.is_floating_point() and not all(map(math.isfinite, ends_of(values)))
 
 
 def num_wire_bytes(entry: Entry) -> int:
