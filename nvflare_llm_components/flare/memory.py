@@ -19,6 +19,12 @@ def keep_large_buffers_apart() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
+def pass_over_what_is_there() -> None:
+    """Let later collections of garbage pass over what is there now: modules, classes, a job's parts."""
+    gc.collect()
+    gc.freeze()
+
+
 def give_back() -> None:
     """Collect garbage and return the free pages of all heaps to the system; only the former without glibc."""
     gc.collect()

@@ -32,7 +32,11 @@ from nvflare_llm_components.checkpoint.mapped import share_on_deepcopy
 from nvflare_llm_components.flare.arrival import register_tensors
 from nvflare_llm_components.flare.gate import ResultGate
 from nvflare_llm_components.flare.headers import is_server
-from nvflare_llm_components.flare.memory import give_back, keep_large_buffers_apart
+from nvflare_llm_components.flare.memory import (
+    give_back,
+    keep_large_buffers_apart,
+    pass_over_what_is_there,
+)
 from nvflare_llm_components.flare.peers import inside_only
 from nvflare_llm_components.flare.results import evaluated_round, record_of, release_result, validation_of
 from nvflare_llm_components.flare.site import accepted_write
@@ -123,6 +127,7 @@ class SafetensorsModelPersistor(ModelPersistor):
             )
         start = self._initial_model(fl_ctx)
         self._global_models(fl_ctx)
+        pass_over_what_is_there()
         if self.initial_weights == "sites":
             self.log_info(fl_ctx, f"Global model: {len(start.weights)} tensors, to come from a site")
             return make_model_learnable({}, {})

@@ -5,7 +5,7 @@ first. What is refused here costs its site the round, and nobody else.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from nvflare_llm_components.policy.schema import Names, PolicyError, number, refuse_unlisted
+from nvflare_llm_components.tensors.blocks import blocks_of
 from nvflare_llm_components.tensors.convert import as_tensor, materialize_of, materialized
 from nvflare_llm_components.tensors.errors import CheckpointError
 from nvflare_llm_components.tensors.finite import count_nonfinite, ends_of
 from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.names import normalised
 from nvflare_llm_components.tensors.text import listed, printable
+from nvflare_llm_components.tensors.threads import undivided
 
 WEIGHTS, WEIGHT_DIFF = "WEIGHTS", "WEIGHT_DIFF"
 MAX_WEIGHT = 1e9
@@ -190,14 +192,16 @@ def checked_tensors(
                 f"expected the {len(specs)} tensors of the global model, found {len(names)} {what} "
                 f"({listed([printable(name, 80) for name in names])})"
             )
-    return {name: _checked_tensor(name, values[name], *spec, is_summed) for name, spec in specs.items()}
+    return undivided(
+        lambda: {name: _checked_tensor(name, values[name], *spec, is_summed) for name, spec in specs.items()}
+    )
 
 
 def _checked_tensor(
     name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, is_summed: bool
 ) -> Any:
     _check_shape(name, getattr(value, "shape", shape), shape)  # before a lazy value is decoded
-    tensor = as_tensor(materialized(value))
+    tensor = value if isinstance(value, LazyValue) else as_tensor(materialized(value))
     if tensor is None:
         raise PolicyError(f"expected {name} to be a tensor, found {type(value).__name__}")
     _check_shape(name, tensor.shape, shape)
@@ -215,12 +219,13 @@ def _check_shape(name: str, found: Sequence[int], expected: tuple[int, ...]) -> 
         raise PolicyError(f"expected {name} of shape {expected}, found {printable(tuple(found), 60)}")
 
 
-def _check_values(name: str, tensor: torch.Tensor) -> None:
-    low, high = ends_of(tensor)
+def _check_values(name: str, values: torch.Tensor | LazyValue) -> None:
+    ends = torch.tensor([ends_of(block) for block in blocks_of(values)] or [(0.0, 0.0)], dtype=torch.float64)
+    low, high = (float(end) for end in torch.aminmax(ends))
     if not math.isfinite(low) or not math.isfinite(high):
-        count = count_nonfinite(tensor)
+        count = sum(map(count_nonfinite, blocks_of(values)))
         raise PolicyError(
-            f"expected finite values, found NaN or Inf in {name}: {count} of {tensor.numel()} values. "
+            f"expected finite values, found NaN or Inf in {name}: {count} of {values.shape.numel()} values. "
             "Lower the learning rate, or send in bf16 instead of fp16"
         )
     if max(-low, high) > MAX_MAGNITUDE:
@@ -245,6 +250,10 @@ class Widened(LazyValue):
         tensor = as_tensor(materialized(self._value))
         assert tensor is not None, "was checked"
         return tensor.to(self._dtype)
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """See :class:`LazyValue`."""
+        return (block.to(self._dtype) for block in blocks_of(self._value))
 
     @property
     def shape(self) -> torch.Size:

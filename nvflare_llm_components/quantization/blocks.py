@@ -1,11 +1,17 @@
 """What the blockwise codecs share: padding, and non-finite values."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from nvflare_llm_components.quantization.chunks import chunk_size, chunks
+from nvflare_llm_components.quantization.chunks import (
+    FlatValues,
+    chunk_size,
+    chunks,
+    each_share,
+    flat_values,
+)
 from nvflare_llm_components.quantization.codec import Encoded
 
 MIN_BLOCK_SIZE = 16
@@ -30,18 +36,39 @@ def num_blocks(num_weights: int, block_size: int) -> int:
     return -(-num_weights // block_size)
 
 
+EncodeChunk = Callable[[slice, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Called with what :class:`BlockReader` yields; chunks come at once, in threads."""
+
+
+def read_blocks(
+    weights: torch.Tensor | FlatValues, block_size: int, encode_chunk: EncodeChunk
+) -> "list[BlockReader]":
+    """Let all weights be encoded; returns what read them, in their order."""
+    flat = flat_values(weights)
+
+    def read(share: slice) -> BlockReader:
+        reader = BlockReader(flat, block_size, share)
+        for chunk in reader:
+            encode_chunk(*chunk)
+        return reader
+
+    return each_share(read, flat.numel(), flat.device)
+
+
 class BlockReader:
-    """Reads a tensor chunk by chunk as float32 blocks, non-finite weights taken out and remembered.
+    """Reads weights chunk by chunk as float32 blocks, non-finite weights taken out and remembered.
 
     Args:
-        weights: floating-point tensor of any shape.
+        flat: all weights.
         block_size: weights in a block.
+        share: those of them that are read.
     """
 
-    def __init__(self, weights: torch.Tensor, block_size: int) -> None:
-        self._flat = flat = weights.detach().reshape(-1)
+    def __init__(self, flat: FlatValues, block_size: int, share: slice) -> None:
+        self._flat, self._share = flat, share
         self._block_size = block_size
-        size = min(chunk_size(flat.device), num_blocks(flat.numel(), block_size) * block_size)
+        count = share.stop - share.start
+        size = min(chunk_size(flat.device), num_blocks(count, block_size) * block_size)
         self._blocks = torch.empty(size, dtype=torch.float32, device=flat.device)
         self._scratch = torch.empty_like(self._blocks)
         self.positions: list[torch.Tensor] = []
@@ -53,21 +80,21 @@ class BlockReader:
 
         Blocks are float32 of shape (blocks, block_size), zero beyond the end, and valid until the next step.
         """
-        for part in chunks(self._flat.numel(), self._flat.device):
+        for part in chunks(self._share, self._flat.device):
             count = part.stop - part.start
+            source = self._flat[part]
             padded = num_blocks(count, self._block_size) * self._block_size
-            self._blocks[:count].copy_(self._flat[part])
+            self._blocks[:count].copy_(source)
             self._blocks[count:padded].zero_()
             blocks = self._blocks[:padded].view(-1, self._block_size)
             scratch = self._scratch[:padded].view_as(blocks)
             absmax = torch.abs(blocks, out=scratch).amax(dim=1)
             if not math.isfinite(float(absmax.max())):
-                self._take_out(part, self._blocks[:count])
+                self._take_out(part, source, self._blocks[:count])
                 absmax = torch.abs(blocks, out=scratch).amax(dim=1)
             yield part, blocks, scratch, absmax
 
-    def _take_out(self, part: slice, chunk: torch.Tensor) -> None:
-        source = self._flat[part]
+    def _take_out(self, part: slice, source: torch.Tensor, chunk: torch.Tensor) -> None:
         saturated = chunk.isinf() & source.isfinite()  # a float64 beyond float32
         chunk.copy_(torch.where(saturated, chunk.sign() * _FLOAT32_MAX, chunk))
         self.num_saturated += int(saturated.sum())
@@ -80,13 +107,15 @@ class BlockReader:
             chunk[positions] = 0.0
 
 
-def finished(payload: torch.Tensor, reader: BlockReader) -> Encoded:
-    """A payload with the non-finite weights that its reader met put in front."""
-    if reader.positions:
-        front = torch.cat(reader.positions).view(torch.uint8), torch.cat(reader.values).view(torch.uint8)
+def finished(payload: torch.Tensor, readers: Sequence[BlockReader]) -> Encoded:
+    """A payload with the non-finite weights that its readers met put in front."""
+    positions = [part for reader in readers for part in reader.positions]
+    values = [part for reader in readers for part in reader.values]
+    if positions:
+        front = torch.cat(positions).view(torch.uint8), torch.cat(values).view(torch.uint8)
         payload = torch.cat([*front, payload])
-    num_nonfinite = sum(part.numel() for part in reader.positions)
-    return Encoded(payload, num_nonfinite, reader.num_saturated)
+    num_nonfinite = sum(part.numel() for part in positions)
+    return Encoded(payload, num_nonfinite, sum(reader.num_saturated for reader in readers))
 
 
 def split_nonfinite(

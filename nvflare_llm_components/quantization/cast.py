@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from nvflare_llm_components.quantization.blocks import view_section
-from nvflare_llm_components.quantization.chunks import STREAMED, chunks
+from nvflare_llm_components.quantization.chunks import FlatValues, chunks, each_share, flat_values
 from nvflare_llm_components.quantization.codec import Encoded
 
 _NONFINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
@@ -30,14 +30,17 @@ class CastCodec:
         """See :class:`.codec.Codec`."""
         return 2 * num_weights
 
-    def encode(self, weights: torch.Tensor, block_size: int | None) -> Encoded:
+    def encode(self, weights: torch.Tensor | FlatValues, block_size: int | None) -> Encoded:
         """See :class:`.codec.Codec`."""
-        flat = weights.detach().reshape(-1)
+        flat = flat_values(weights)
         payload = torch.empty(2 * flat.numel(), dtype=torch.uint8, device=flat.device)
         values = payload.view(self.dtype)
-        parts = chunks(flat.numel(), flat.device, STREAMED)
-        num_saturated = sum(self._encode_chunk(flat[part], values[part]) for part in parts)
-        return Encoded(payload, num_saturated=num_saturated)
+
+        def encode_share(share: slice) -> int:
+            parts = chunks(share, flat.device)
+            return sum(self._encode_chunk(flat[part], values[part]) for part in parts)
+
+        return Encoded(payload, num_saturated=sum(each_share(encode_share, flat.numel(), flat.device)))
 
     def check(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int

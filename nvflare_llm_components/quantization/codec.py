@@ -5,6 +5,8 @@ from typing import Protocol
 
 import torch
 
+from nvflare_llm_components.quantization.chunks import FlatValues, each_share
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -43,8 +45,8 @@ class Codec(Protocol):
     def num_payload_bytes(self, num_weights: int, block_size: int | None, num_nonfinite: int) -> int:
         """Exact size of the payload of `num_weights` weights."""
 
-    def encode(self, weights: torch.Tensor, block_size: int | None) -> Encoded:
-        """Encode a floating-point tensor of any shape and device."""
+    def encode(self, weights: torch.Tensor | FlatValues, block_size: int | None) -> Encoded:
+        """Encode floating-point weights: a tensor of any shape and device, or what is made as it is read."""
 
     def check(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
@@ -80,5 +82,9 @@ def decode(
 ) -> torch.Tensor:
     """Decode a payload of the right size into a flat float32 tensor on its device."""
     weights = torch.empty(num_weights, dtype=torch.float32, device=payload.device)
-    codec.decode_into(weights, payload, num_weights, block_size, num_nonfinite)
+
+    def decode_share(share: slice) -> None:
+        codec.decode_into(weights[share], payload, num_weights, block_size, num_nonfinite, share.start)
+
+    each_share(decode_share, num_weights, payload.device)
     return weights

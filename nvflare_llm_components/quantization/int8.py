@@ -11,17 +11,17 @@ import torch
 
 from nvflare_llm_components.quantization.blocks import (
     NONFINITE_BYTES,
-    BlockReader,
     check_nonfinite,
     check_range,
     finished,
     multiply_blocks,
     num_blocks,
     put_nonfinite,
+    read_blocks,
     split_nonfinite,
     view_section,
 )
-from nvflare_llm_components.quantization.chunks import STREAMED, chunks
+from nvflare_llm_components.quantization.chunks import FlatValues, chunks
 from nvflare_llm_components.quantization.codec import Encoded
 
 _MAX_CODE = 127
@@ -43,7 +43,7 @@ class Int8Codec:
         scales = 2 * num_blocks(num_weights, block_size or self.default_block_size)
         return NONFINITE_BYTES * num_nonfinite + scales + num_weights
 
-    def encode(self, weights: torch.Tensor, block_size: int | None) -> Encoded:
+    def encode(self, weights: torch.Tensor | FlatValues, block_size: int | None) -> Encoded:
         """See :class:`.codec.Codec`."""
         block_size = block_size or self.default_block_size
         size = self.num_payload_bytes(weights.numel(), block_size, 0)
@@ -51,15 +51,18 @@ class Int8Codec:
         num_scales = num_blocks(weights.numel(), block_size)
         scales = payload[: 2 * num_scales].view(torch.bfloat16)
         codes = payload[2 * num_scales :].view(torch.int8)
-        reader = BlockReader(weights, block_size)
-        for part, blocks, scratch, absmax in reader:
+
+        def encode_chunk(
+            part: slice, blocks: torch.Tensor, scratch: torch.Tensor, absmax: torch.Tensor
+        ) -> None:
             scale = _scale_of(absmax)
             first = part.start // block_size
             scales[first : first + scale.numel()] = scale
             torch.mul(blocks, torch.ones_like(scale).div_(scale).unsqueeze(1), out=scratch)
             scratch.round_().clamp_(-_MAX_CODE, _MAX_CODE)
             codes[part] = scratch.view(-1)[: part.stop - part.start]
-        return finished(payload, reader)
+
+        return finished(payload, read_blocks(weights, block_size, encode_chunk))
 
     def check(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
@@ -84,7 +87,7 @@ class Int8Codec:
         positions, values, rest = split_nonfinite(payload, num_nonfinite)
         num_scales = num_blocks(num_weights, block_size)
         scale_bytes, codes = rest.split([2 * num_scales, num_weights])
-        for part in chunks(out.numel(), payload.device, STREAMED):
+        for part in chunks(slice(0, out.numel()), payload.device):
             target = out[part].copy_(codes[start + part.start : start + part.stop].view(torch.int8))
             first = (start + part.start) // block_size
             some = slice(2 * first, 2 * (first + num_blocks(target.numel(), block_size)))

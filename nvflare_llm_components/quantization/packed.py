@@ -9,14 +9,14 @@ import torch
 
 from nvflare_llm_components.quantization.blocks import (
     NONFINITE_BYTES,
-    BlockReader,
     finished,
     multiply_blocks,
     num_blocks,
     put_nonfinite,
+    read_blocks,
     split_nonfinite,
 )
-from nvflare_llm_components.quantization.chunks import chunks
+from nvflare_llm_components.quantization.chunks import FlatValues, chunks
 from nvflare_llm_components.quantization.codec import Encoded
 from nvflare_llm_components.quantization.scales import (
     BLOCKS_PER_UNIT,
@@ -49,14 +49,17 @@ class PackedCodec(ABC):
         scales = num_scale_bytes(num_blocks(num_weights, block_size or self.default_block_size))
         return NONFINITE_BYTES * num_nonfinite + scales + num_blocks(num_weights, self._per_byte)
 
-    def encode(self, weights: torch.Tensor, block_size: int | None) -> Encoded:
+    def encode(self, weights: torch.Tensor | FlatValues, block_size: int | None) -> Encoded:
         """See :class:`.codec.Codec`."""
         block_size = block_size or self.default_block_size
         size = self.num_payload_bytes(weights.numel(), block_size, 0)
         payload = torch.empty(size, dtype=torch.uint8, device=weights.device)
         units, scale_codes, packed = sections(payload, num_blocks(weights.numel(), block_size))
-        to_codes, reader = self.to_codes(weights.device), BlockReader(weights, block_size)
-        for part, blocks, scratch, absmax in reader:
+        to_codes = self.to_codes(weights.device)
+
+        def encode_chunk(
+            part: slice, blocks: torch.Tensor, scratch: torch.Tensor, absmax: torch.Tensor
+        ) -> None:
             unit, scale_code = encode_scales(self.scales_of(scratch, absmax, part.stop - part.start))
             first = part.start // block_size
             scale_codes[first : first + absmax.numel()] = scale_code
@@ -64,7 +67,8 @@ class PackedCodec(ABC):
             codes = to_codes(blocks, decode_scales(unit, scale_code), scratch)
             some = slice(part.start // self._per_byte, num_blocks(part.stop, self._per_byte))
             packed[some] = self.pack(codes)[: some.stop - some.start]
-        return finished(payload, reader)
+
+        return finished(payload, read_blocks(weights, block_size, encode_chunk))
 
     def check(
         self, payload: torch.Tensor, num_weights: int, block_size: int | None, num_nonfinite: int
@@ -85,7 +89,7 @@ class PackedCodec(ABC):
         block_size = block_size or self.default_block_size
         positions, values, rest = split_nonfinite(payload, num_nonfinite)
         units, scale_codes, packed = sections(rest, num_blocks(num_weights, block_size))
-        for part in chunks(out.numel(), payload.device):
+        for part in chunks(slice(0, out.numel()), payload.device):
             begin, end = start + part.start, start + part.stop
             self._look_up(packed[begin // self._per_byte : num_blocks(end, self._per_byte)], out[part])
             first, last = begin // block_size, num_blocks(end, block_size)

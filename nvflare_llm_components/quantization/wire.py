@@ -103,7 +103,7 @@ def unpacked_blocks(payload: torch.Tensor, entry: Entry) -> Iterator[torch.Tenso
         return
     codec, num_weights = CODECS[entry["codec"]], math.prod(entry["shape"])
     buffer = torch.empty(min(num_weights, BLOCK_LENGTH), dtype=torch.float32, device=payload.device)
-    for part in chunks(num_weights, payload.device, BLOCK_LENGTH):
+    for part in chunks(slice(0, num_weights), payload.device, BLOCK_LENGTH):
         block = buffer[: part.stop - part.start]
         codec.decode_into(
             block, payload, num_weights, entry["block_size"], entry["num_nonfinite"], part.start

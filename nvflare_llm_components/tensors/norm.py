@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nvflare_llm_components.tensors.blocks import blocks_of
+from nvflare_llm_components.tensors.threads import undivided
 
 
 def distance(new: Mapping[str, Any], old: Mapping[str, Any]) -> float:
@@ -23,6 +24,10 @@ def distance(new: Mapping[str, Any], old: Mapping[str, Any]) -> float:
     Raises:
         ValueError: for another shape.
     """
+    return undivided(lambda: _distance(new, old))
+
+
+def _distance(new: Mapping[str, Any], old: Mapping[str, Any]) -> float:
     squares = 0.0
     for name in sorted(new):
         others = blocks_of(old[name]) if name in old else itertools.repeat(None)
@@ -35,9 +40,15 @@ def squared_distance(block: torch.Tensor, origin: torch.Tensor | None) -> float:
     """The same of one block, squared; `origin` None is zero, and integers do not count."""
     if not block.is_floating_point():
         return 0.0
-    step = block.detach().cpu().to(torch.float64, copy=True)
+    step = block.detach().cpu()
     if origin is not None:
         if origin.shape != block.shape:
             raise ValueError(f"expected values of shape {tuple(block.shape)}, found {tuple(origin.shape)}.")
-        step -= origin.cpu()
-    return float(torch.dot(step, step))
+        step = step - origin.cpu()
+    return squared_norm(step)
+
+
+def squared_norm(block: torch.Tensor) -> float:
+    """Sum of the squares of a flat tensor on the CPU, in float64: infinite or NaN where a value is."""
+    wide = block.to(torch.float64)
+    return float(torch.dot(wide, wide))

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from nvflare_llm_components.tensors.blocks import blocks_of
 from nvflare_llm_components.tensors.errors import CheckpointError
 from nvflare_llm_components.tensors.lazy import LazyValue
+from nvflare_llm_components.tensors.threads import undivided
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -81,12 +82,22 @@ def write_tensor_file(
     Raises:
         CheckpointError: if a tensor has a dtype that safetensors does not know.
     """
+    return undivided(lambda: _write_tensor_file(path, tensors, dtype, metadata or {}, see))
+
+
+def _write_tensor_file(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor | LazyValue],
+    dtype: torch.dtype | None,
+    metadata: Mapping[str, str],
+    see: See,
+) -> str:
     stored = {name: stored_dtype(value, dtype) for name, value in tensors.items()}
     # Wide dtypes first, so that every tensor is aligned to its own item size.
     names = sorted(tensors, key=lambda name: (-stored[name].itemsize, name))
     layout = {name: (tensors[name].shape, stored[name]) for name in names}
     digest = hashlib.sha256()
-    with TensorFileWriter(path, layout, {"format": "pt", **(metadata or {})}, digest.update) as writer:
+    with TensorFileWriter(path, layout, {"format": "pt", **metadata}, digest.update) as writer:
         for name in names:
             writer.write_blocks(name, _stored(name, tensors[name], stored[name], see))
         writer.commit()

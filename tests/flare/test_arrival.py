@@ -1,7 +1,6 @@
 """A result whose tensors can't be pulled, through FLARE's own encoding."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -37,11 +36,10 @@ class DeadEnd:
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """Decomposers are a process's own."""
-    fobs.reset()
-    yield
-    fobs.reset()
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decomposers are a process's own: this test's are gone with it, and those of others are back."""
+    for registry in ("_decomposers", "_dot_handlers"):
+        monkeypatch.setattr(f"nvflare.fuel.utils.fobs.fobs.{registry}", {})
 
 
 def pulled(fqcn: str) -> torch.Tensor:
