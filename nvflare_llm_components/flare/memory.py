@@ -3,9 +3,12 @@
 import ctypes
 import gc
 
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # Below it a buffer is reused, above it every free goes back to the system at once.
 MMAP_THRESHOLD_BYTES = 4 * 2**20
+# Above it free memory at a heap's end goes back. By default it is less than a block of a tensor, so that the
+# system is asked for each block's pages anew: that took longer than the arithmetic.
+TRIM_THRESHOLD_BYTES = 64 * 2**20
 
 
 def keep_large_buffers_apart() -> None:
@@ -17,6 +20,7 @@ def keep_large_buffers_apart() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
 
 
 def pass_over_what_is_there() -> None:
