@@ -8,6 +8,8 @@ from typing import Any
 OURS = "nvflare_llm_components"
 STOCK = "nvflare.app_opt.pt"
 FEDAVG = {"ours": f"{OURS}.workflows.QuorumFedAvg", "stock": "nvflare.app_common.workflows.fedavg.FedAvg"}
+OF_CHANGES = ("nf4", "int2")
+"""Precisions at which sites send what changed, with error feedback, as the shipped jobs do."""
 TIMEOUTS = {"get_task_timeout": 3600, "submit_task_result_timeout": 3600}
 
 
@@ -33,7 +35,7 @@ def write_job(folder: Path, run: str, model: Path, num_clients: int, num_rounds:
                 "args": {"num_clients": num_clients, "num_rounds": num_rounds},
             }
         ],
-        "components": [{"id": "persistor", **_persistor(side, model)}],
+        "components": [{"id": "persistor", **_persistor(side, precision, model)}],
         "task_data_filters": _at_train(down),
         "task_result_filters": _at_train(up),
     }
@@ -43,23 +45,29 @@ def write_job(folder: Path, run: str, model: Path, num_clients: int, num_rounds:
         "executors": [
             {
                 "tasks": ["train"],
-                "executor": {"path": "round_trip_parts.AddingExecutor", "args": {}},
+                "executor": {
+                    "path": "round_trip_parts.AddingExecutor",
+                    "args": {"sends_change": precision in OF_CHANGES},
+                },
             }
         ],
         "components": [],
         "task_data_filters": _at_train(_client_restores(up)),
-        "task_result_filters": _at_train(down),
+        "task_result_filters": _at_train(_with_feedback(down) if precision in OF_CHANGES else down),
     }
     (config / "config_fed_server.json").write_text(json.dumps(server, indent=2))
     (config / "config_fed_client.json").write_text(json.dumps(client, indent=2))
     return folder
 
 
-def _persistor(side: str, model: Path) -> dict[str, Any]:
+def _persistor(side: str, precision: str, model: Path) -> dict[str, Any]:
     if side == "ours":
         return {
             "path": f"{OURS}.persistors.SafetensorsModelPersistor",
-            "args": {"model_name_or_path": str(model)},
+            "args": {
+                "model_name_or_path": str(model),
+                "results": {"data_kind": "WEIGHT_DIFF" if precision in OF_CHANGES else "WEIGHTS"},
+            },
         }
     return {
         "path": f"{STOCK}.file_model_persistor.PTFileModelPersistor",
@@ -90,6 +98,10 @@ def _filters(side: str, precision: str) -> tuple[list[dict[str, Any]], list[dict
         [{"path": f"{quantization}.quantizer.ModelQuantizer", "args": {"quantization_type": "float16"}}],
         [{"path": f"{quantization}.dequantizer.ModelDequantizer", "args": {}}],
     )
+
+
+def _with_feedback(filters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**f, "args": {**f["args"], "error_feedback": True}} for f in filters]
 
 
 def _client_restores(filters: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What the jobs of round_trip.py carry: an executor that does not train, and the stock persistor's model."""
 
 import torch
-from nvflare.apis.dxo import DXO, MetaKey, from_shareable
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import make_reply
@@ -14,10 +14,11 @@ CHANGE = 1e-3
 class AddingExecutor(Executor):
     """Answers `train` with the incoming weights plus a small change: a round without its training."""
 
-    def __init__(self):
-        """Register what sends tensors."""
+    def __init__(self, sends_change: bool = False):
+        """Register what sends tensors; `sends_change` sends the change alone."""
         super().__init__()
         fobs.register(TensorDecomposer)
+        self.sends_change = sends_change
 
     def execute(self, task_name, shareable, fl_ctx, abort_signal):
         """Take the values out of the message one by one: each is this site's own, and changed in place."""
@@ -27,8 +28,9 @@ class AddingExecutor(Executor):
         while incoming.data:
             name, value = incoming.data.popitem()
             value = value.materialize() if hasattr(value, "materialize") else torch.as_tensor(value)
-            result[name] = value.add_(CHANGE)
-        dxo = DXO(incoming.data_kind, data=result, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1})
+            result[name] = value.fill_(CHANGE) if self.sends_change else value.add_(CHANGE)
+        kind = DataKind.WEIGHT_DIFF if self.sends_change else DataKind.WEIGHTS
+        dxo = DXO(kind, data=result, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1})
         return dxo.update_shareable(make_reply(ReturnCode.OK))
 
 

@@ -26,6 +26,36 @@ class FlatValues(Protocol):
         """Those of a chunk."""
 
 
+class MadeValues:
+    """Weights that are made as they are read: float32, on the CPU.
+
+    Args:
+        shape: of what they are in a row.
+        make: makes those of a slice, anew each time; it is called in threads.
+    """
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, shape: torch.Size, make: Callable[[slice], torch.Tensor]) -> None:
+        self.shape, self._make = shape, make
+
+    def numel(self) -> int:
+        """See :class:`FlatValues`."""
+        return self.shape.numel()
+
+    def element_size(self) -> int:
+        """Bytes of one."""
+        return self.dtype.itemsize
+
+    def __getitem__(self, part: slice) -> torch.Tensor:
+        """See :class:`FlatValues`."""
+        return self._make(part)
+
+    def parts(self) -> Iterator[slice]:
+        """Slices that cover them, of a chunk each."""
+        return chunks(slice(0, self.numel()), self.device)
+
+
 def flat_values(weights: "torch.Tensor | FlatValues") -> FlatValues:
     """The weights of a tensor of any shape in a row."""
     return weights.detach().reshape(-1) if isinstance(weights, torch.Tensor) else weights

@@ -9,20 +9,22 @@ gone with them. So of all updates that were taken the sum is exact, but for the 
     sum of decoded = sum of meant - residual of the last
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nvflare_llm_components.quantization.chunks import MadeValues
 from nvflare_llm_components.quantization.codec import Codec
 from nvflare_llm_components.quantization.kept import open_kept
 from nvflare_llm_components.quantization.message import Message, MessageEncoder, marks_of
 from nvflare_llm_components.quantization.precision import PrecisionPolicy
-from nvflare_llm_components.quantization.wire import unpack
+from nvflare_llm_components.quantization.wire import unpacked_part
 from nvflare_llm_components.tensors.convert import as_tensor
 from nvflare_llm_components.tensors.safetensors_file import TensorFile, TensorFileWriter
+from nvflare_llm_components.tensors.threads import in_order
 
 _NAME = "residual_{}.safetensors"
 _EARLIER_NAME = "residual.safetensors"  # of releases that kept one
@@ -74,11 +76,8 @@ def encode_with_feedback(
             source = as_tensor(value)
             assert source is not None, "has a codec, so it is a tensor"
             meant = _meant(name, source, residual.file)
-            encoder.add_encoded(name, meant, codecs[name], marks_of(value), source.dtype, measure=False)
-            arrived = unpack(encoder.values[name], encoder.entries[name])
-            encoder.traffic.count_error(meant, arrived)
-            error = meant - arrived
-            writer.write(name, error.nan_to_num_(0.0, 0.0, 0.0))
+            encoder.add_encoded(name, meant, codecs[name], marks_of(value), source.dtype)
+            writer.write_blocks(name, _left_out(encoder, name, meant))
         writer.commit(str(current_round))
     return encoder.finish()
 
@@ -105,10 +104,24 @@ def _codecs_of(values: Mapping[str, Any], policy: PrecisionPolicy) -> dict[str, 
     return {name: codec for name, codec in codecs.items() if codec is not None}
 
 
-def _meant(name: str, update: torch.Tensor, residual: TensorFile | None) -> torch.Tensor:
-    """The update with what was left out of the last one, float32 on the CPU."""
-    meant = update.cpu().to(torch.float32)
-    if residual is None or name not in residual:
-        return meant
-    carried = residual.read(name)
-    return meant + carried if carried.shape == meant.shape else meant
+def _meant(name: str, update: torch.Tensor, residual: TensorFile | None) -> MadeValues:
+    """The update with what was left out of the last one."""
+    flat = update.cpu().reshape(-1)
+    if residual is None or residual.shape_of(name) != tuple(update.shape):
+        return MadeValues(update.shape, lambda part: flat[part].float())
+    carried = residual.read(name).reshape(-1)
+    return MadeValues(update.shape, lambda part: flat[part].float() + carried[part])
+
+
+def _left_out(encoder: MessageEncoder, name: str, meant: MadeValues) -> Iterator[torch.Tensor]:
+    """Blocks of the difference between an update and what the server decodes; 0 for what is not finite."""
+    payload, entry = encoder.values[name], encoder.entries[name]
+
+    def left_out(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        arrived = unpacked_part(payload, entry, part)
+        return arrived, (meant[part] - arrived).nan_to_num_(0.0, 0.0, 0.0)
+
+    for number, (arrived, error) in enumerate(in_order(left_out, meant.parts())):
+        if number == 0:
+            encoder.traffic.count_first(meant, arrived)
+        yield error

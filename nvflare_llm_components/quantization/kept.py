@@ -1,7 +1,9 @@
 """Tensor files that a site keeps between rounds; a disk may have changed them since."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from nvflare_llm_components.quantization.wire import crc32_of
@@ -16,9 +18,28 @@ def open_kept(path: Path) -> TensorFile | None:
         return None
 
 
-def crc32_of_file(file: TensorFile) -> int:
-    """CRC-32 of the bytes of all tensors in the order of their names."""
-    crc32 = 0
+def checksum_of_file(file: TensorFile) -> str:
+    """Checksum of all tensors in the order of their names."""
+    checksum = Checksum()
     for name in file:
-        crc32 = crc32_of(file.read(name), crc32)
-    return crc32
+        for _ in checksum.of([file.read(name)]):
+            pass
+    return checksum.text
+
+
+class Checksum:
+    """CRC-32 of the bytes of tensors that are on their way to a file."""
+
+    def __init__(self) -> None:
+        self._crc32 = 0
+
+    def of(self, blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The same blocks, each taken into account as it passes."""
+        for block in blocks:
+            self._crc32 = crc32_of(block, self._crc32)
+            yield block
+
+    @property
+    def text(self) -> str:
+        """Eight hex digits."""
+        return f"{self._crc32:08x}"

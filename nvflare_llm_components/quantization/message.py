@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nvflare_llm_components.quantization.checks import FORMAT_VERSION, check, check_header, shown
+from nvflare_llm_components.quantization.chunks import MadeValues
 from nvflare_llm_components.quantization.codec import Codec
 from nvflare_llm_components.quantization.lazy import LazyTensor, RestoreDtype, decoded, dtype_after
 from nvflare_llm_components.quantization.precision import PrecisionPolicy
@@ -87,28 +88,26 @@ class MessageEncoder:
     def add_encoded(
         self,
         name: str,
-        weights: torch.Tensor,
+        weights: torch.Tensor | MadeValues,
         codec: Codec,
         marks: Mapping[str, bool],
         dtype: torch.dtype | None = None,
-        measure: bool = True,
     ) -> None:
         """Add a floating-point tensor encoded by `codec`.
 
         Args:
             name: of the parameter.
-            weights: its values.
+            weights: its values; of those that are made as they are read the error is not measured.
             codec: what encodes them.
             marks: flags of its entry.
             dtype: what the sender had, where `weights` are made of it; None is theirs.
-            measure: whether to estimate the error.
         """
         payload, entry, encoded = pack(name, weights, codec, self.policy.block_size, marks, dtype)
         self._put(name, weights, payload, entry)
         self.traffic.num_encoded += 1
         self.traffic.num_saturated += encoded.num_saturated
         self.traffic.num_nonfinite += encoded.num_nonfinite
-        if measure:
+        if isinstance(weights, torch.Tensor):
             self.traffic.measure_error(weights, codec, entry["block_size"])
 
     def add_again(self, name: str, message: "Message") -> None:
@@ -128,9 +127,11 @@ class MessageEncoder:
         fields = {"version": FORMAT_VERSION, "precision": self.policy.precision, "params": self.entries}
         return Message(self.values, {**fields, **header}, self.traffic)
 
-    def _put(self, name: str, weights: torch.Tensor, payload: torch.Tensor, entry: Entry) -> None:
+    def _put(
+        self, name: str, weights: torch.Tensor | MadeValues, payload: torch.Tensor, entry: Entry
+    ) -> None:
         self.values[name], self.entries[name] = payload, entry
-        self.traffic.bytes_before += nbytes_of(weights)
+        self.traffic.bytes_before += weights.numel() * weights.element_size()
         self.traffic.bytes_after += nbytes_of(payload)
         self.traffic.bytes_by_precision[entry["codec"]] += nbytes_of(payload)
 

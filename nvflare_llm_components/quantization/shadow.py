@@ -15,7 +15,7 @@ weight, and exact, since the shadow is bfloat16.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from nvflare_llm_components.quantization.cast import BF16
+from nvflare_llm_components.quantization.chunks import MadeValues
 from nvflare_llm_components.quantization.codec import Codec
-from nvflare_llm_components.quantization.kept import crc32_of_file, open_kept
+from nvflare_llm_components.quantization.kept import Checksum, checksum_of_file, open_kept
 from nvflare_llm_components.quantization.lazy import RestoreDtype, dtype_after, restored
 from nvflare_llm_components.quantization.message import (
     Message,
@@ -35,10 +36,11 @@ from nvflare_llm_components.quantization.message import (
 )
 from nvflare_llm_components.quantization.precision import PrecisionPolicy
 from nvflare_llm_components.quantization.traffic import Traffic
-from nvflare_llm_components.quantization.wire import Entry, WireFormatError, crc32_of, unpack
+from nvflare_llm_components.quantization.wire import Entry, WireFormatError, unpacked_part
 from nvflare_llm_components.tensors.convert import as_tensor, materialized
 from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.safetensors_file import Layout, TensorFile, TensorFileWriter
+from nvflare_llm_components.tensors.threads import in_order
 
 SHADOW_NAME = "shadow.safetensors"
 HEADER_FIELD = "shadow"
@@ -101,16 +103,15 @@ def advance(values: Mapping[str, Any], policy: PrecisionPolicy, folder: Path) ->
     old = _sound(open_kept(path))
     if old is not None and any(old.shape_of(name) != shape for name, shape in shapes.items()):
         old = None
-    encoder = MessageEncoder(policy)
-    crc32 = 0
+    encoder, checksum = MessageEncoder(policy), Checksum()
     with TensorFileWriter(path, _layout(shapes)) as writer:
         for name, codec in codecs.items():
             shadow = _advance_one(encoder, name, values[name], codec, old)
-            crc32 = crc32_of(writer.write(name, shadow), crc32)
+            writer.write_blocks(name, checksum.of(shadow))
         for name in (name for name in values if name not in shapes):
             encoder.add(name, values[name])
-        new = f"{crc32:08x}"
-        writer.commit(new)
+        new = checksum.text
+        writer.commit(new, sync=False)  # what a power cut leaves of it does not have its checksum
     base = old.label if old else None
     return ShadowStep(base, new, encoder.finish(shadow={"id": new, "base": base}), policy, path, dtypes)
 
@@ -137,16 +138,16 @@ def follow(
     path = folder / SHADOW_NAME
     old = _shadow_with(base, path)
     shapes = {name: tuple(entries[name]["shape"]) for name in sorted(entries) if _is_shadowed(entries[name])}
-    crc32 = 0
+    checksum = Checksum()
     with TensorFileWriter(path, _layout(shapes)) as writer:
         for name in shapes:
-            step = unpack(_payload(values[name]), entries[name])
-            crc32 = crc32_of(writer.write(name, _stepped(_base_of(old, name), step)), crc32)
-        if f"{crc32:08x}" != new:
+            step = _step_of(_payload(values[name]), entries[name])
+            writer.write_blocks(name, checksum.of(_stepped(_base_of(old, name), step)))
+        if checksum.text != new:
             if _sound(old) is None:
                 path.unlink(missing_ok=True)
-            raise WireFormatError(f"The shadow should be {new} after this message. Found {crc32:08x}.")
-        writer.commit(new)
+            raise WireFormatError(f"The shadow should be {new} after this message. Found {checksum.text}.")
+        writer.commit(new, sync=False)
     result, traffic = decode_entries(values, entries, dtype, lazy, skip=set(shapes))
     shadow = TensorFile(path)
     for name in shapes:
@@ -202,36 +203,53 @@ def _layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
 
 def _advance_one(
     encoder: MessageEncoder, name: str, value: object, codec: Codec, old: TensorFile | None
-) -> torch.Tensor:
-    """Add the difference of one parameter to the message and return its new shadow."""
+) -> Iterator[torch.Tensor]:
+    """Add the difference of one parameter to the message, and make the blocks of its new shadow."""
     source = _payload(value)
-    weights = source.cpu().float()
-    base = _base_of(old, name)
+    weights, base = _in_float32(source.cpu()), _base_of(old, name)
     if base is None:
-        shadow = _stepped(None, weights)
+        step = weights
         encoder.traffic.bytes_before += 4 * weights.numel()
     else:
-        marks = {**marks_of(value), **_MARK}
-        encoder.add_encoded(name, weights - base, codec, marks, source.dtype, measure=False)
-        shadow = _stepped(base, unpack(encoder.values[name], encoder.entries[name]))
-    encoder.traffic.count_error(weights, shadow)
-    return shadow
+        difference = MadeValues(source.shape, lambda part: weights[part] - base[part])
+        encoder.add_encoded(name, difference, codec, {**marks_of(value), **_MARK}, source.dtype)
+        step = _step_of(encoder.values[name], encoder.entries[name])
+    for number, shadow in enumerate(_stepped(base, step)):
+        if number == 0:
+            encoder.traffic.count_first(weights, shadow)
+        yield shadow
 
 
-def _base_of(old: TensorFile | None, name: str) -> torch.Tensor | None:
-    """What a step of one parameter starts from: float32, with zeros for what is not finite."""
-    return None if old is None else old.read(name).float().nan_to_num_(0.0, 0.0, 0.0)
+def _in_float32(tensor: torch.Tensor) -> MadeValues:
+    flat = tensor.reshape(-1)
+    return MadeValues(tensor.shape, lambda part: flat[part].float())
 
 
-def _stepped(base: torch.Tensor | None, step: torch.Tensor) -> torch.Tensor:
-    """The shadow of one parameter after a step, bfloat16; a saturating cast. `base` is overwritten."""
-    total = step.float() if base is None else base.add_(step)
-    return BF16.encode(total, None).payload.view(torch.bfloat16).view(total.shape)
+def _base_of(old: TensorFile | None, name: str) -> MadeValues | None:
+    """What a step of one parameter starts from, with zeros for what is not finite."""
+    if old is None:
+        return None
+    shadow = _in_float32(old.read(name))
+    return MadeValues(shadow.shape, lambda part: shadow[part].nan_to_num_(0.0, 0.0, 0.0))
+
+
+def _step_of(payload: torch.Tensor, entry: Entry) -> MadeValues:
+    return MadeValues(torch.Size(entry["shape"]), lambda part: unpacked_part(payload, entry, part).float())
+
+
+def _stepped(base: MadeValues | None, step: MadeValues) -> Iterator[torch.Tensor]:
+    """Blocks of the shadow of one parameter after a step, bfloat16; a saturating cast."""
+
+    def stepped(part: slice) -> torch.Tensor:
+        total = step[part] if base is None else base[part].add_(step[part])
+        return BF16.encode(total, None).payload.view(torch.bfloat16)
+
+    return in_order(stepped, step.parts())
 
 
 def _sound(file: TensorFile | None) -> TensorFile | None:
     """A shadow whose bytes are those that it is known by, else None."""
-    return file if file is not None and f"{crc32_of_file(file):08x}" == file.label else None
+    return file if file is not None and checksum_of_file(file) == file.label else None
 
 
 def _payload(value: object) -> torch.Tensor:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from nvflare_llm_components.quantization.chunks import MadeValues
 from nvflare_llm_components.quantization.codec import Codec, decode
+from nvflare_llm_components.tensors.norm import squared_norm
 
 _SAMPLE = 1 << 16  # weights of a tensor on which its error is measured: a whole number of nf4's superblocks
 
@@ -44,12 +46,27 @@ class Traffic:
         """Norm of the error over the norm of the weights; 0 where there are no weights."""
         return math.sqrt(self.error_energy / self.weight_energy) if self.weight_energy else 0.0
 
-    def count_error(self, weights: torch.Tensor, arrived: torch.Tensor) -> None:
-        """Add the error of a tensor of which all that arrives is known; non-finite weights don't count."""
-        finite = weights.isfinite()
-        source = weights[finite]
-        self.error_energy += float((arrived[finite].float() - source).double().square().sum())
-        self.weight_energy += float(source.double().square().sum())
+    def count_error(self, weights: torch.Tensor, arrived: torch.Tensor, share: float = 1.0) -> None:
+        """Add the error of weights of which all that arrives is known; those that are not finite don't count.
+
+        Args:
+            weights: flat, on the CPU.
+            arrived: of the same shape.
+            share: how many weights each of them stands for.
+        """
+        weight_energy = squared_norm(weights)
+        if not math.isfinite(weight_energy):
+            finite = weights.isfinite()
+            weights, arrived = weights[finite], arrived[finite]
+            weight_energy = squared_norm(weights)
+        self.error_energy += share * squared_norm(arrived.float() - weights)
+        self.weight_energy += share * weight_energy
+
+    def count_first(self, weights: MadeValues, arrived: torch.Tensor) -> None:
+        """Estimate the error of a tensor on the first block of what arrives of it."""
+        if arrived.numel():
+            first = weights[slice(0, arrived.numel())]
+            self.count_error(first, arrived, weights.numel() / arrived.numel())
 
     def measure_error(self, weights: torch.Tensor, codec: Codec, block_size: int | None) -> None:
         """Estimate the error on the first weights: a full decode would cost as much as encoding."""
@@ -58,8 +75,4 @@ class Traffic:
             return
         encoded = codec.encode(sample, block_size)
         decoded = decode(codec, encoded.payload, sample.numel(), block_size, encoded.num_nonfinite)
-        part = Traffic()
-        part.count_error(sample, decoded)
-        share = weights.numel() / sample.numel()
-        self.error_energy += share * part.error_energy
-        self.weight_energy += share * part.weight_energy
+        self.count_error(sample.cpu(), decoded.cpu(), weights.numel() / sample.numel())

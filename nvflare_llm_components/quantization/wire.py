@@ -20,7 +20,7 @@ import torch
 
 from nvflare_llm_components.quantization.blocks import view_section
 from nvflare_llm_components.quantization.cast import CastCodec
-from nvflare_llm_components.quantization.chunks import chunks
+from nvflare_llm_components.quantization.chunks import MadeValues, chunks
 from nvflare_llm_components.quantization.codec import Codec, Encoded, decode
 from nvflare_llm_components.quantization.precision import CODECS
 from nvflare_llm_components.tensors.finite import ends_of
@@ -47,7 +47,7 @@ def crc32_of(tensor: torch.Tensor, start: int = 0) -> int:
 
 def pack(
     name: str,
-    weights: torch.Tensor,
+    weights: torch.Tensor | MadeValues,
     codec: Codec,
     block_size: int | None,
     marks: Mapping[str, bool] | None = None,
@@ -57,7 +57,7 @@ def pack(
 
     Args:
         name: parameter name, which the checksum covers.
-        weights: floating-point tensor of any shape and device.
+        weights: floating-point tensor of any shape and device, or what is made as it is read.
         codec: what encodes it.
         block_size: weights that share a scale; None is the codec's default.
         marks: further flags of the entry.
@@ -111,6 +111,16 @@ def unpacked_blocks(payload: torch.Tensor, entry: Entry) -> Iterator[torch.Tenso
         yield block
 
 
+def unpacked_part(payload: torch.Tensor, entry: Entry, part: slice) -> torch.Tensor:
+    """A slice of the flat :func:`unpack`, from a multiple of :data:`BLOCK_LENGTH` on."""
+    if entry["codec"] == RAW:
+        return payload.reshape(-1)[part]
+    block = torch.empty(part.stop - part.start, dtype=torch.float32, device=payload.device)
+    codec, num_weights = CODECS[entry["codec"]], math.prod(entry["shape"])
+    codec.decode_into(block, payload, num_weights, entry["block_size"], entry["num_nonfinite"], part.start)
+    return block
+
+
 def has_nonfinite(payload: torch.Tensor | None, entry: Entry) -> bool:
     """Whether a checked payload holds NaN or infinite weights; nothing is decoded.
 
@@ -138,7 +148,10 @@ def num_wire_bytes(entry: Entry) -> int:
 
 
 def _described(
-    codec: str, weights: torch.Tensor, marks: Mapping[str, bool] | None, dtype: torch.dtype | None = None
+    codec: str,
+    weights: torch.Tensor | MadeValues,
+    marks: Mapping[str, bool] | None,
+    dtype: torch.dtype | None = None,
 ) -> Entry:
     name = dtype_name(dtype or weights.dtype)
     return {"codec": codec, "dtype": name, "shape": list(weights.shape), **(marks or {})}

@@ -181,15 +181,21 @@ class TensorFileWriter:
             self._put(block.cpu().contiguous().view(torch.uint8).numpy().data)
         assert missing == 0, f"{name}: blocks cover the tensor"
 
-    def commit(self, label: str | None = None) -> None:
-        """Put the file in place, with a label of at most 32 characters where no metadata was given."""
+    def commit(self, label: str | None = None, sync: bool = True) -> None:
+        """Put the file in place.
+
+        Args:
+            label: of at most 32 characters, where no metadata was given.
+            sync: whether to wait until it is on the disk: not where what is read is held against a checksum.
+        """
         assert not self._pending, f"not written: {self._pending[:3]}"
         self._settle()
         if label is not None:
             self._file.seek(0)
             self._file.write(self._header({"label": label.ljust(_LABEL_WIDTH)}))
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if sync:
+            os.fsync(self._file.fileno())
         self._partial.replace(self._path)
 
     def _put(self, block: bytes | memoryview) -> None:

@@ -6,8 +6,9 @@ that costs more than the operation. Here whole runs of operations are split inst
 
 import os
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
 
@@ -30,6 +31,20 @@ def side_by_side(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
     futures = [_workers().submit(call, item) for item in items]
     wait(futures)
     return [future.result() for future in futures]
+
+
+def in_order(call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """The results of :func:`side_by_side`, one after the other, as few made ahead as keep all cores busy."""
+    if getattr(_here, "is_worker", False):
+        yield from map(call, items)
+        return
+    standing: deque[Future[R]] = deque()
+    for item in items:
+        standing.append(_workers().submit(call, item))
+        if len(standing) > num_workers():
+            yield standing.popleft().result()
+    while standing:
+        yield standing.popleft().result()
 
 
 def undivided(call: Callable[[], R]) -> R:
