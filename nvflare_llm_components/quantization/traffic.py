@@ -63,10 +63,10 @@ class Traffic:
         self.weight_energy += share * weight_energy
 
     def count_first(self, weights: MadeValues, arrived: torch.Tensor) -> None:
-        """Estimate the error of a tensor on the first block of what arrives of it."""
+        """Estimate the error of a tensor on the first of what arrives of it."""
         if arrived.numel():
-            first = weights[slice(0, arrived.numel())]
-            self.count_error(first, arrived, weights.numel() / arrived.numel())
+            first = slice(0, min(arrived.numel(), _SAMPLE))
+            self.count_error(weights[first], arrived[first], weights.numel() / first.stop)
 
     def measure_error(self, weights: torch.Tensor, codec: Codec, block_size: int | None) -> None:
         """Estimate the error on the first weights: a full decode would cost as much as encoding."""

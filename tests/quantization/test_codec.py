@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvflare_llm_components.quantization import chunks
 from nvflare_llm_components.quantization.codec import Codec, decode
 from nvflare_llm_components.quantization.precision import CODECS
 from nvflare_llm_components.quantization.wire import pack, unpack, unpacked_blocks
@@ -207,3 +208,30 @@ def test_blocks_are_the_whole(codec, size, block_size):
     # A NaN's bits are torch's choice: it gives those of fp16 others at a tensor's end than inside of it.
     is_same = (found.view(torch.int32) == whole.view(torch.int32)) | (found.isnan() & whole.isnan())
     assert bool(is_same.all())
+
+
+@codecs
+def test_how_many_cores_there_are_changes_no_byte(codec, monkeypatch):
+    monkeypatch.setattr(chunks, "_CHUNK", 2**18)
+    weights = torch.randn(5 * 2**18 + 77, generator=torch.Generator().manual_seed(3))
+    weights[[5, 2**18 - 1, 2**18, 3 * 2**18 + 9, -1]] = torch.tensor(
+        [torch.inf, torch.nan, -torch.inf, 3e38, torch.nan]
+    )
+    of_number = {}
+    for number in (1, 2, 3, 16):
+        monkeypatch.setattr(chunks, "num_workers", lambda number=number: number)
+        encoded = codec.encode(weights, None)
+        sizes = weights.numel(), codec.default_block_size, encoded.num_nonfinite
+        of_number[number] = encoded, decode(codec, encoded.payload, *sizes)
+    alone, decoded_alone = of_number.pop(1)
+    for encoded, decoded in of_number.values():
+        assert torch.equal(encoded.payload, alone.payload)
+        assert (encoded.num_nonfinite, encoded.num_saturated) == (alone.num_nonfinite, alone.num_saturated)
+        assert torch.equal(decoded.view(torch.int32), decoded_alone.view(torch.int32))
+
+
+@codecs
+def test_weights_that_are_made_as_they_are_read_are_encoded_as_a_tensor_is(codec):
+    weights = torch.randn(3, 2**19 + 7, generator=torch.Generator().manual_seed(4))
+    made = chunks.MadeValues(weights.shape, lambda part: weights.view(-1)[part].clone())
+    assert torch.equal(codec.encode(made, None).payload, codec.encode(weights, None).payload)
