@@ -69,8 +69,8 @@ class BlockReader:
         self._block_size = block_size
         count = share.stop - share.start
         size = min(chunk_size(flat.device), num_blocks(count, block_size) * block_size)
-        self._blocks = torch.empty(size, dtype=torch.float32, device=flat.device)
-        self._scratch = torch.empty_like(self._blocks)
+        self._scratch = torch.empty(size, dtype=torch.float32, device=flat.device)
+        self._blocks: torch.Tensor | None = None
         self.positions: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.num_saturated = 0
@@ -79,20 +79,28 @@ class BlockReader:
         """Yield (weights covered, blocks, scratch of the same shape, absmax of each block).
 
         Blocks are float32 of shape (blocks, block_size), zero beyond the end, and valid until the next step.
+        They are not to be changed: they may be the weights themselves.
         """
         for part in chunks(self._share, self._flat.device):
             count = part.stop - part.start
             source = self._flat[part]
             padded = num_blocks(count, self._block_size) * self._block_size
-            self._blocks[:count].copy_(source)
-            self._blocks[count:padded].zero_()
-            blocks = self._blocks[:padded].view(-1, self._block_size)
+            is_ready = source.dtype == torch.float32 and count == padded and source.is_contiguous()
+            blocks = source.view(-1, self._block_size) if is_ready else self._copied(source, padded)
             scratch = self._scratch[:padded].view_as(blocks)
             absmax = torch.abs(blocks, out=scratch).amax(dim=1)
             if not math.isfinite(float(absmax.max())):
-                self._take_out(part, source, self._blocks[:count])
+                blocks = self._copied(source, padded)
+                self._take_out(part, source, blocks.view(-1)[:count])
                 absmax = torch.abs(blocks, out=scratch).amax(dim=1)
             yield part, blocks, scratch, absmax
+
+    def _copied(self, source: torch.Tensor, padded: int) -> torch.Tensor:
+        if self._blocks is None:
+            self._blocks = torch.empty_like(self._scratch)
+        self._blocks[: source.numel()].copy_(source)
+        self._blocks[source.numel() : padded].zero_()
+        return self._blocks[:padded].view(-1, self._block_size)
 
     def _take_out(self, part: slice, source: torch.Tensor, chunk: torch.Tensor) -> None:
         saturated = chunk.isinf() & source.isfinite()  # a float64 beyond float32
