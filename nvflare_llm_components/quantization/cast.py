@@ -76,3 +76,8 @@ class CastCodec:
 
 FP16 = CastCodec("fp16", torch.float16)
 BF16 = CastCodec("bf16", torch.bfloat16)
+
+
+def bfloat16_of(weights: torch.Tensor) -> torch.Tensor:
+    """Flat weights in bfloat16, by a cast that saturates."""
+    return BF16.encode(weights, None).payload.view(torch.bfloat16)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from nvflare_llm_components.quantization.cast import BF16
+from nvflare_llm_components.quantization.cast import BF16, bfloat16_of
 from nvflare_llm_components.quantization.chunks import MadeValues
 from nvflare_llm_components.quantization.codec import Codec
 from nvflare_llm_components.quantization.kept import Checksum, checksum_of_file, open_kept
@@ -242,7 +242,7 @@ def _stepped(base: MadeValues | None, step: MadeValues) -> Iterator[torch.Tensor
 
     def stepped(part: slice) -> torch.Tensor:
         total = step[part] if base is None else base[part].add_(step[part])
-        return BF16.encode(total, None).payload.view(torch.bfloat16)
+        return bfloat16_of(total)
 
     return in_order(stepped, step.parts())
 

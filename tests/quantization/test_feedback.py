@@ -44,7 +44,7 @@ def test_the_residual_is_what_rounding_left_out(tmp_path):
     client.receive(server.send(message(random(1), 0), client))
     taken = server.receive(client.send(random(7), 0), client)["embed.weight"]
     residual = load_file(client.site.run_dir / "filter_state" / "residual_0.safetensors")
-    torch.testing.assert_close(residual["embed.weight"] + taken, random(7)["embed.weight"])
+    assert torch.equal(residual["embed.weight"], (random(7)["embed.weight"] - taken).bfloat16())
     assert sorted(residual) == ["embed.weight", "layer.weight"]
 
 
@@ -84,10 +84,11 @@ def residual_of(client: Client, taken: int) -> torch.Tensor:
 def test_fifty_rounds_of_accepted_updates_sum_to_what_was_meant(
     tmp_path_factory, precision, fates, does_restart
 ):
-    """Lost, late, repeated, absent and refused: what the server took is exact but for the last residual."""
+    """Lost, late, repeated, absent and refused: exact but for the last residual, and each one's rounding."""
     folder = tmp_path_factory.mktemp("federation")
     server, client = Server(folder), Client(folder, precision=precision, error_feedback=True)
     meant, decoded, taken, late = torch.zeros(60, 40).double(), torch.zeros(60, 40).double(), None, None
+    rounding = 0.0
     for current_round, fate in enumerate(fates):
         if fate == "server dies":
             server.restart()
@@ -110,9 +111,10 @@ def test_fifty_rounds_of_accepted_updates_sum_to_what_was_meant(
             decoded += server.receive(sent, client)["embed.weight"].double()
             meant += update["embed.weight"].double()
             taken = current_round
+            rounding += 2**-9 * float(residual_of(client, taken).norm())
     if taken is not None:
         error = meant - decoded - residual_of(client, taken)
-        assert float(error.norm()) <= 1e-6 * float(meant.norm())
+        assert float(error.norm()) <= 1e-6 * float(meant.norm()) + rounding
 
 
 def test_a_round_that_is_repeated_after_the_server_died_starts_from_the_residual_before_it(tmp_path):
@@ -124,7 +126,8 @@ def test_a_round_that_is_repeated_after_the_server_died_starts_from_the_residual
     server.restart()
     again = rounds_of_feedback(server, client, [2]).double()
     meant = random(7, 1e-3)["embed.weight"].double() + before
-    torch.testing.assert_close(again + residual_of(client, 2), meant, rtol=1e-5, atol=1e-9)
+    left_out = residual_of(client, 2)
+    assert ((again + left_out - meant).abs() <= 2**-8 * left_out.abs() + 1e-9).all()
 
 
 def test_no_more_than_two_residuals_stay_on_the_disk(tmp_path):
