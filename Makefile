@@ -47,8 +47,8 @@ test-lowest test-newest: test-%:  ## the fast tests with the lowest, or the newe
 		$(if $(filter lowest,$*),--resolution lowest-direct,--upgrade) 'torch<=2.13.0' --editable '.[dev]'
 	.venv-$*/bin/python -m pytest -n 2 -o filterwarnings=default -m 'not integration and not slow and not gpu'
 
-bench-memory: $(INSTALLED)  ## whether memory stays flat over 50 rounds, by number of sites
-	$(BIN)/python -m benchmarks.memory_over_rounds --rounds 50 --clients 2,4,8,16
+bench-memory: $(INSTALLED)  ## whether memory stays flat over 100 rounds, by number of sites
+	$(BIN)/python -m benchmarks.memory_over_rounds --clients 2,4,8,16
 
 gpu-check: $(INSTALLED)  ## what needs a GPU: exactness, codecs, one round of a Llama-3.2-1B shape
 	$(BIN)/python -m benchmarks.gpu_check

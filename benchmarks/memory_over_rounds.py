@@ -1,9 +1,10 @@
 """Whether memory stays flat over many rounds: peak of each process in each round, and its slope.
 
-    python -m benchmarks.memory_over_rounds --mib 96 --rounds 50 --clients 2,4,8,16
+    python -m benchmarks.memory_over_rounds --mib 96 --clients 2,4,8,16
 
-A slope is told with its standard error, over all rounds but the first two, which allocate what the others use
-again. Both are in bytes a round and as a share of the model's size; flat is a slope within twice its error.
+A slope is told with its standard error, over all rounds but the first ones (--warm-up): over some forty of them
+FLARE's pools of threads fill up, to 256 in a process. Both are in bytes a round and as a share of the model's
+size; flat is a slope within twice its error.
 """
 
 import argparse
@@ -22,8 +23,7 @@ from benchmarks.record import record
 from benchmarks.round_trip import SAVED, TIME, measure
 from nvflare_llm_components.tools.environment import with_recommended
 
-WARM_UP = 2
-LEAST_ROUNDS = WARM_UP + 3  # a slope with an error needs three points
+NUM_POINTS = 3  # which a slope with an error needs
 
 
 def peaks_by_round(trace: list[tuple[float, dict[str, int]]], ends: list[float]) -> dict[str, list[int]]:
@@ -64,6 +64,7 @@ def run(
     limit_s: float,
     kind: str,
     environment: Mapping[str, str],
+    warm_up: int,
 ) -> list[dict]:
     """One job; a line for each of its processes."""
     folder.mkdir()
@@ -73,7 +74,7 @@ def run(
     peaks = peaks_by_round(trace, ends_of((folder / "workspace/server/log.txt").read_text()))
     lines = []
     for role, sizes in sorted(peaks.items()):
-        slope, error = slope_of(sizes[WARM_UP:])
+        slope, error = slope_of(sizes[warm_up:])
         line = {"clients": num_clients, "process": role, "slope": slope, "error": error, "peak": max(sizes)}
         lines.append(line | {"peaks_mib": [round(size / MIB, 1) for size in sizes]})
     return lines
@@ -84,16 +85,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mib", type=int, default=96, help="size of the fp32 model")
-    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--warm-up", type=int, default=45, help="rounds before those that are looked at")
     parser.add_argument("--clients", default="2", help="numbers of clients, such as 2,4,8,16")
     parser.add_argument("--run", default="ours-int8", help="as in benchmarks.round_trip")
     parser.add_argument("--limit-s", type=float, default=3600, help="of one run")
     parser.add_argument("--environment", choices=["recommended", "plain"], default="recommended")
     args = parser.parse_args()
     environment = with_recommended(os.environ) if args.environment == "recommended" else dict(os.environ)
-    if args.rounds < LEAST_ROUNDS:
+    if args.rounds < args.warm_up + NUM_POINTS:
         parser.error(
-            f"--rounds: expected at least {LEAST_ROUNDS}, for a slope with its error. Found {args.rounds}."
+            f"--rounds: expected at least {args.warm_up + NUM_POINTS}, for a slope with its error after "
+            f"{args.warm_up}. Found {args.rounds}."
         )
     scratch = Path(tempfile.mkdtemp(prefix="memory_over_rounds-"))
     try:
@@ -101,7 +104,16 @@ def main() -> None:
         lines = []
         for count in map(int, args.clients.split(",")):
             folder = scratch / str(count)
-            found = run(scratch / "model", count, args.rounds, folder, args.limit_s, args.run, environment)
+            found = run(
+                scratch / "model",
+                count,
+                args.rounds,
+                folder,
+                args.limit_s,
+                args.run,
+                environment,
+                args.warm_up,
+            )
             for line in found:
                 share, error = line["slope"] / size, line["error"] / size
                 flat = "flat" if abs(line["slope"]) <= 2 * line["error"] else "NOT FLAT"
@@ -116,6 +128,7 @@ def main() -> None:
             lines,
             model_bytes=size,
             num_rounds=args.rounds,
+            warm_up=args.warm_up,
             run=args.run,
             environment=args.environment,
         )
