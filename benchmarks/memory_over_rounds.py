@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory_over_rounds --mib 96 --clients 2,4,8,16
 
-A slope is told with its standard error, over all rounds but the first ones (--warm-up): over some forty of them
+A slope is told with its standard error, over all rounds but the first (--warm-up): over some forty of them
 FLARE's pools of threads fill up, to 256 in a process. Both are in bytes a round and as a share of the model's
 size; flat is a slope within twice its error.
 """

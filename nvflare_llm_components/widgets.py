@@ -16,6 +16,9 @@ from nvflare.apis.job_launcher_spec import JobReturnCode
 from nvflare.apis.utils.format_check import check_job_id
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
+from nvflare.fuel.data_event.data_bus import DataBus
+from nvflare.metrics.metrics_keys import MetricKeys, MetricTypes
+from nvflare.metrics.metrics_publisher import publish_app_metrics
 from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 
 from nvflare_llm_components.flare.headers import is_server
@@ -32,6 +35,7 @@ from nvflare_llm_components.tensors.atomic import replace_folder
 from nvflare_llm_components.tensors.links import link_tree
 
 ROUNDS_FILE = "rounds.jsonl"
+METRICS_PREFIX = "nvflare_llm"
 STATE_FOLDERS = ("trainer_state", "filter_state")
 _PHASES = {
     AppEventType.BEFORE_AGGREGATION: "sites",
@@ -135,7 +139,8 @@ class RoundLog(FLComponent):
     """Tells once a round, on the server: sites done and missing, eval loss, bytes, seconds, time left.
 
     One line in the log; the same as a line of `rounds.jsonl` in the run directory, with each site's metrics;
-    and as `round` and `loss` for FLARE's ``nvflare job monitor``.
+    as `round` and `loss` for FLARE's ``nvflare job monitor``; and as gauges ``nvflare_llm_*`` for what hears
+    FLARE's application metrics in this process, such as its `StatsDReporter`.
     """
 
     def __init__(self) -> None:
@@ -194,6 +199,8 @@ class RoundLog(FLComponent):
             current.bytes_out, current.bytes_in = wire_bytes_of_round(run_dir, current.number)
             with (run_dir / ROUNDS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(current.record()) + "\n")
+        metrics = {MetricKeys.type: MetricTypes.GAUGE, **current.gauges()}
+        publish_app_metrics(metrics, METRICS_PREFIX, {"job_id": current.job_id}, DataBus())
         self.log_info(fl_ctx, current.sentence(self._loss))
         self._loss = current.mean("eval_loss")
 

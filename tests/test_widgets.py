@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FLContextKey, ProcessType, ReservedKey
+from nvflare.apis.fl_constant import FLContextKey, ProcessType, ReservedKey, ReservedTopic
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_launcher_spec import JobReturnCode
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
+from nvflare.fuel.data_event.data_bus import DataBus
 from nvflare.private.fed.client.client_executor import REPORTABLE_JOB_FAILURES
 from nvflare.private.fed.utils.fed_utils import get_return_code
 
@@ -184,8 +185,12 @@ def result(loss: float) -> Shareable:
     return DXO(DataKind.WEIGHTS, {"w": 1}, meta).to_shareable()
 
 
-def test_a_round_is_told_once_with_sites_phases_and_the_job(tmp_path: Path):
+def test_a_round_is_told_once_with_sites_phases_and_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     server, log = Server(tmp_path, "a", "b"), RoundLog()
+    heard: list[dict[str, object]] = []
+    hear = lambda topic, metrics, bus: heard.extend(metrics)  # noqa: E731
+    monkeypatch.setattr(DataBus(), "subscribers", {})
+    DataBus().subscribe([ReservedTopic.APP_METRICS], hear)
     server.tell(log, AppEventType.ROUND_STARTED, current_round=0, num_rounds=2)
     server.tell(log, EventType.AFTER_TASK_DATA_FILTER, client="a")
     for client, accepted in (("a", True), ("b", False)):
@@ -202,6 +207,12 @@ def test_a_round_is_told_once_with_sites_phases_and_the_job(tmp_path: Path):
     assert record["sites"]["a"].keys() == {"eval_loss", "weight", "seconds"}
     assert list(record["seconds_by_phase"]) == ["sites", "averaging", "saving"]
     assert published["sites"] == record["sites"], "the saved model's record has it, too"
+    gauges = {metric["metric_name"]: metric["value"] for metric in heard}
+    assert len(gauges) == len(heard), "each is told once"
+    assert {(metric["type"], metric["tags"]["job_id"]) for metric in heard} == {("gauge", "job-1")}
+    assert gauges["nvflare_llm_eval_loss"] == 2.0
+    assert (gauges["nvflare_llm_sites"], gauges["nvflare_llm_missing"]) == (1, 1)
+    assert "nvflare_llm_train_loss" not in gauges
 
 
 def member_context(site: Path, process: str, job: str = "new") -> FLContext:

@@ -79,6 +79,21 @@ class Round:
             "time": time.time(),
         }
 
+    def gauges(self) -> dict[str, float]:
+        """The round in numbers, by name; what no site tells is not there."""
+        told: dict[str, float | None] = {
+            "round": self.number,
+            "sites": len(self.results),
+            "missing": len(self.missing),
+            "eval_loss": self.mean("eval_loss"),
+            "train_loss": self.mean("train_loss"),
+            "bytes_out": self.bytes_out,
+            "bytes_in": self.bytes_in,
+            "seconds": self.seconds,
+            **{f"seconds_{phase}": seconds for phase, seconds in self.phases.items()},
+        }
+        return {name: value for name, value in told.items() if value is not None}
+
     def sentence(self, earlier_loss: float | None) -> str:
         """The round in one line; `earlier_loss` is the last round's eval loss, for the change."""
         of_all = f" of {self.num_rounds}" if self.num_rounds else ""

@@ -1,8 +1,11 @@
 """Shipped jobs, run by the real simulator as a user would, and judged by what they leave on disk."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from select import select
+from socket import SOCK_DGRAM, socket
 from typing import Any
 
 import pytest
@@ -19,6 +22,8 @@ from tests.integration.simulator import (
 )
 
 pytestmark = pytest.mark.integration
+
+STATSD = "nvflare.fuel_opt.statsd.statsd_reporter.StatsDReporter"
 
 GENERATE = """
 import sys
@@ -83,10 +88,24 @@ def test_lora_int8_saves_an_adapter_that_peft_opens(tmp_path: Path, model: Path,
     assert len(generate(run.model_dir(), model)) > 1
 
 
-def test_scatter_and_gather(tmp_path: Path, model: Path, data: Path):
-    assert_completed(
-        run_job("sft_scatter_and_gather", tmp_path, model=model, data=data), num_rounds=NUM_ROUNDS
-    )
+def test_scatter_and_gather_and_its_rounds_in_statsd(tmp_path: Path, model: Path, data: Path):
+    with socket(type=SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.setblocking(False)
+
+        def report(config: dict[str, Any]) -> None:
+            place = {"host": "127.0.0.1", "port": statsd.getsockname()[1]}
+            config["components"].append({"id": "statsd", "path": STATSD, "args": place})
+
+        options = {"server": report, "also_allow": [STATSD]}
+        run = run_job("sft_scatter_and_gather", tmp_path, model=model, data=data, **options)
+        assert_completed(run, num_rounds=NUM_ROUNDS)
+        packets = b""
+        while len(packets) < 2**20 and select([statsd], [], [], 0)[0]:
+            packets += statsd.recv(2**16) + b"\n"
+    rounds = re.findall(rb"^nvflare_llm_round:(\d+)\|g.*job_id:simulate_job", packets, re.MULTILINE)
+    assert [int(number) for number in rounds] == list(range(NUM_ROUNDS))
+    assert b"nvflare_llm_eval_loss:" in packets
 
 
 def test_a_failing_site_fails_the_job_and_both_logs_say_why(tmp_path: Path, model: Path, data: Path):
