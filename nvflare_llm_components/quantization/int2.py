@@ -45,7 +45,7 @@ class Int2Codec(PackedCodec):
         counts[-1] = num_weights - (num - 1) * block_size
         sums = grid.sum(dim=1)
         guess = (sums / counts * _SCALE_OF_MEAN).clamp_(max=_GRID)
-        is_outer = (grid > (guess * _BORDER).unsqueeze(1)).to(torch.float32)
+        is_outer = torch.gt(grid, (guess * _BORDER).unsqueeze(1), out=torch.empty_like(grid))
         num_outer = is_outer.sum(dim=1)
         sums_outer = is_outer.mul_(grid).sum(dim=1)
         # Least squares: sum of magnitude x level over that of level squared; 1 outside, _INNER inside.
