@@ -31,7 +31,7 @@ from tests.tiny import write_site_data
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3600)]
 NUM_ROUNDS, CUT_ROUND, CUT_S = 20, 6, 360
 GOODPUT_STEPS = 2400  # a hundred seconds, beside which what a round costs is small
-LOGGING_STEPS = 50
+LOGGING_STEPS = 1  # the densest curve that a job can ask for
 GRACE_S = 45
 """13 rounds of it are longer than the cut, so that the site finds the job still there."""
 

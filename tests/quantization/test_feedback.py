@@ -7,7 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nvflare.apis.dxo import DataKind
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.pairs import Client, Server, message, random
 
@@ -152,3 +153,19 @@ def test_a_torn_record_of_what_was_taken_is_as_none(tmp_path, text):
     (server.site.run_dir / "filter_state" / "taken.json").write_text(text)
     server.restart()
     assert rounds_of_feedback(server, client, [1]).norm() > 0
+
+
+def test_a_residual_in_float32_of_an_earlier_release_is_carried_over(tmp_path):
+    server, client = Server(tmp_path), Client(tmp_path, precision="nf4", error_feedback=True)
+    rounds_of_feedback(server, client, [0])
+    file = client.site.run_dir / "filter_state" / "residual_0.safetensors"
+    with safe_open(file, "pt") as opened:
+        kept, label = (
+            {name: opened.get_tensor(name).float() + 1.0 for name in opened.keys()},
+            opened.metadata(),
+        )
+    save_file(kept, file, label)
+    sent = rounds_of_feedback(server, client, [1]).double()
+    meant = random(7, 1e-3)["embed.weight"].double() + kept["embed.weight"].double()
+    left_out = residual_of(client, 1)
+    assert ((sent + left_out - meant).abs() <= 2**-8 * left_out.abs() + 1e-6).all()
