@@ -27,6 +27,8 @@ def kill(poc: Poc, name: str) -> None:
     for process in processes:
         process.kill()
     wait_for(lambda: not poc.processes(f"/prod_00/{name}"))
+    # start.sh takes any process, or thread, that has its daemon's old number by now for the daemon.
+    (poc.kit(name) / "daemon_pid.fl").unlink(missing_ok=True)
 
 
 def start(poc: Poc, site: str, variables: dict[str, str] | None = None) -> None:
