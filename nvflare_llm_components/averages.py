@@ -19,7 +19,7 @@ Blocks = Iterator[torch.Tensor]
 
 def weighted_mean(values: Sequence[Any], shares: Sequence[float]) -> Blocks:
     """The sum of each value times its share."""
-    for blocks in _side_by_side(values):
+    for blocks in _block_by_block(values):
         total = blocks[0] * shares[0]
         for block, share in zip(blocks[1:], shares[1:], strict=True):
             total += block * share
@@ -41,7 +41,7 @@ def trimmed_mean(values: Sequence[Any], num_trimmed: int) -> Blocks:
             f"found {len(values)}"
         )
     kept = slice(num_trimmed, len(values) - num_trimmed)
-    return (torch.stack(blocks).sort(dim=0).values[kept].mean(dim=0) for blocks in _side_by_side(values))
+    return (torch.stack(blocks).sort(dim=0).values[kept].mean(dim=0) for blocks in _block_by_block(values))
 
 
 def coordinate_median(values: Sequence[Any]) -> Blocks:
@@ -79,7 +79,7 @@ def clip_factors(norms: Sequence[float], max_norm: float | None = None) -> list[
     return [1.0 if norm <= limit else limit / norm for norm in norms]
 
 
-def _side_by_side(values: Sequence[Any]) -> Iterator[list[torch.Tensor]]:
+def _block_by_block(values: Sequence[Any]) -> Iterator[list[torch.Tensor]]:
     """Blocks of all values, float32; a value of another size is refused, where torch would spread it out."""
     for blocks in zip(*map(blocks_of, values), strict=True):
         sizes = [block.numel() for block in blocks]

@@ -8,7 +8,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MMAP_THRESHOLD_BYTES = 8 * 2**20
 # Above it free memory at a heap's end goes back. By default it is less than a block of a tensor, so that the
 # system is asked for each block's pages anew: that took longer than the arithmetic.
-TRIM_THRESHOLD_BYTES = 68 * 2**20
+TRIM_THRESHOLD_BYTES = 8 * 2**20
 
 
 def keep_large_buffers_apart() -> None:

@@ -168,7 +168,7 @@ def checked_tensors(
 ) -> dict[str, Any]:
     """A result's tensors in the order of the server's model; lazy ones stay lazy.
 
-    A lazy value is decoded to be looked at, one at a time. FLARE's aggregators sum in the dtype of the
+    A lazy value is decoded to be looked at, a block at a time. FLARE's aggregators sum in the dtype of the
     result that arrives first: what is summed is widened to float32 here, so that no site chooses it.
 
     Args:
@@ -220,8 +220,13 @@ def _check_shape(name: str, found: Sequence[int], expected: tuple[int, ...]) -> 
 
 
 def _check_values(name: str, values: torch.Tensor | LazyValue) -> None:
-    ends = torch.tensor([ends_of(block) for block in blocks_of(values)] or [(0.0, 0.0)], dtype=torch.float64)
-    low, high = (float(end) for end in torch.aminmax(ends))
+    ends, num_missing = [], values.shape.numel()
+    for block in blocks_of(values):
+        ends.append(ends_of(block))
+        num_missing -= block.numel()
+    if num_missing:
+        raise PolicyError(f"expected {values.shape.numel()} values in {name}, found {-num_missing:+} of them")
+    low, high = (float(end) for end in torch.aminmax(torch.tensor(ends or [(0.0, 0.0)], dtype=torch.float64)))
     if not math.isfinite(low) or not math.isfinite(high):
         count = sum(map(count_nonfinite, blocks_of(values)))
         raise PolicyError(

@@ -10,7 +10,7 @@ Read in this order:
 - :mod:`.packed`     what ``nf4`` and ``int2`` share: several codes a byte, a table of levels
 - :mod:`.blocks`     what the blockwise codecs share: padding and non-finite values
 - :mod:`.scales`     what the last two share: scales of one byte
-- :mod:`.chunks`     cache-sized chunks
+- :mod:`.chunks`     chunks of a tensor, one on each core; weights that are made as they are read
 - :mod:`.precision`  the table of codecs, and which parameter travels at which
 - :mod:`.rounding`   what a site lets out, in the digits of a precision, without a message
 - :mod:`.wire`       one tensor on the wire: its payload and its entry in the meta

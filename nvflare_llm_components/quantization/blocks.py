@@ -173,8 +173,9 @@ def put_nonfinite(
         start: position of the first of `weights`.
     """
     if positions.numel():
-        is_here = (positions >= start) & (positions < start + weights.numel())
-        weights[positions[is_here] - start] = values[is_here]
+        ends = torch.tensor([start, start + weights.numel()], device=positions.device)
+        first, last = torch.searchsorted(positions, ends).tolist()
+        weights[positions[first:last] - start] = values[first:last]
 
 
 def _is_ascending(positions: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Work on a tensor in chunks, on every core, so that scratch memory is bounded, too."""
+"""Work on a tensor in chunks, one on each core: what a codec needs beside its payload is bounded."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
@@ -9,7 +9,7 @@ from nvflare_llm_components.tensors.threads import num_workers, side_by_side
 
 R = TypeVar("R")
 _CHUNK = 1 << 20  # on less the interpreter's threads wait for each other
-_ACCELERATOR_CHUNK = 1 << 24  # there a kernel launch costs more than a cache miss
+_ACCELERATOR_CHUNK = 1 << 24  # there the launch of a kernel costs more than memory
 
 
 class FlatValues(Protocol):

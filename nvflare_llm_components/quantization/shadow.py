@@ -40,6 +40,7 @@ from nvflare_llm_components.quantization.wire import Entry, WireFormatError, unp
 from nvflare_llm_components.tensors.convert import as_tensor, materialized
 from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.safetensors_file import Layout, TensorFile, TensorFileWriter
+from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.tensors.threads import in_order
 
 SHADOW_NAME = "shadow.safetensors"
@@ -136,8 +137,8 @@ def follow(
     entries = check_message(values, header)
     new, base = header[HEADER_FIELD]["id"], header[HEADER_FIELD].get("base")
     path = folder / SHADOW_NAME
-    old = _shadow_with(base, path)
     shapes = {name: tuple(entries[name]["shape"]) for name in sorted(entries) if _is_shadowed(entries[name])}
+    old = _shadow_with(base, path, shapes)
     checksum = Checksum()
     with TensorFileWriter(path, _layout(shapes)) as writer:
         for name in shapes:
@@ -214,9 +215,8 @@ def _advance_one(
         difference = MadeValues(source.shape, lambda part: weights[part] - base[part])
         encoder.add_encoded(name, difference, codec, {**marks_of(value), **_MARK}, source.dtype)
         step = _step_of(encoder.values[name], encoder.entries[name])
-    for number, shadow in enumerate(_stepped(base, step)):
-        if number == 0:
-            encoder.traffic.count_first(weights, shadow)
+    for part, shadow in zip(step.parts(), _stepped(base, step), strict=True):
+        encoder.traffic.count_sample(weights, part, shadow)
         yield shadow
 
 
@@ -262,7 +262,7 @@ def _is_shadowed(entry: Entry) -> bool:
     return entry.get("shadow") is True
 
 
-def _shadow_with(base: str | None, path: Path) -> TensorFile | None:
+def _shadow_with(base: str | None, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> TensorFile | None:
     if base is None:
         return None
     old = open_kept(path)
@@ -271,4 +271,10 @@ def _shadow_with(base: str | None, path: Path) -> TensorFile | None:
         raise WireFormatError(
             f"The message starts from shadow {base}. Found {found}. The task must be sent again, as a whole."
         )
+    for name, shape in shapes.items():
+        if old.shape_of(name) != shape:
+            raise WireFormatError(
+                f"Parameter {printable(name)!r} of the message should be a step of {old.shape_of(name)}. "
+                f"Found {shape}."
+            )
     return old

@@ -10,6 +10,7 @@ from nvflare_llm_components.quantization.chunks import MadeValues
 from nvflare_llm_components.quantization.codec import Codec, decode
 from nvflare_llm_components.tensors.norm import squared_norm
 
+_SAMPLE_OF_BLOCK = 1 << 14
 _SAMPLE = 1 << 16  # weights of a tensor on which its error is measured: a whole number of nf4's superblocks
 
 
@@ -62,11 +63,18 @@ class Traffic:
         self.error_energy += share * squared_norm(arrived.float() - weights)
         self.weight_energy += share * weight_energy
 
-    def count_first(self, weights: MadeValues, arrived: torch.Tensor) -> None:
-        """Estimate the error of a tensor on the first of what arrives of it."""
-        if arrived.numel():
-            first = slice(0, min(arrived.numel(), _SAMPLE))
-            self.count_error(weights[first], arrived[first], weights.numel() / first.stop)
+    def count_sample(self, weights: MadeValues, part: slice, arrived: torch.Tensor) -> None:
+        """Estimate the error of a block of a tensor on its first weights.
+
+        Args:
+            weights: of the whole tensor.
+            part: the block.
+            arrived: what arrives of it.
+        """
+        count = min(arrived.numel(), _SAMPLE_OF_BLOCK)
+        if count:
+            first = weights[slice(part.start, part.start + count)]
+            self.count_error(first, arrived[:count], arrived.numel() / count)
 
     def measure_error(self, weights: torch.Tensor, codec: Codec, block_size: int | None) -> None:
         """Estimate the error on the first weights: a full decode would cost as much as encoding."""

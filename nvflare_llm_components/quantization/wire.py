@@ -97,12 +97,14 @@ def unpack(payload: torch.Tensor, entry: Entry) -> torch.Tensor:
 
 
 def unpacked_blocks(payload: torch.Tensor, entry: Entry) -> Iterator[torch.Tensor]:
-    """The flat blocks of :func:`unpack`, each decoded in the place of the one before."""
+    """The flat blocks of :func:`unpack`, each decoded in the place of the one before; at least one."""
     if entry["codec"] == RAW:
         yield from payload.reshape(-1).split(BLOCK_LENGTH)
         return
     codec, num_weights = CODECS[entry["codec"]], math.prod(entry["shape"])
     buffer = torch.empty(min(num_weights, BLOCK_LENGTH), dtype=torch.float32, device=payload.device)
+    if not num_weights:
+        yield buffer  # as torch splits an empty tensor
     for part in chunks(slice(0, num_weights), payload.device, BLOCK_LENGTH):
         block = buffer[: part.stop - part.start]
         codec.decode_into(

@@ -41,6 +41,7 @@ def squared_distance(block: torch.Tensor, origin: torch.Tensor | None) -> float:
     if not block.is_floating_point():
         return 0.0
     step = block.detach().cpu()
+    step = step.to(torch.promote_types(step.dtype, torch.float32))
     if origin is not None:
         if origin.shape != block.shape:
             raise ValueError(f"expected values of shape {tuple(block.shape)}, found {tuple(origin.shape)}.")

@@ -160,17 +160,11 @@ class TensorFileWriter:
         self._file.close()
         self._partial.unlink(missing_ok=True)
 
-    def write(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Append the next tensor; returns its bytes, uint8 of shape (num_bytes,).
-
-        They may be on their way after that: the tensor must not be changed before the next call.
-        """
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        self.write_blocks(name, [flat])
-        return flat.view(torch.uint8)
-
     def write_blocks(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
-        """Append the next tensor by its flat consecutive blocks, each as :meth:`write` takes a tensor."""
+        """Append the next tensor by its flat consecutive blocks.
+
+        Each is on its way while the next is made: it must not be changed before the one after it is there.
+        """
         expected = self._pending.pop(0)
         shape, dtype = self._layout[expected]
         assert name == expected, "tensors come in the layout's order"

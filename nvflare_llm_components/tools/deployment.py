@@ -37,6 +37,10 @@ class UnreachableError(Exception):
     """The server does not answer now."""
 
 
+class ServerFaultError(UnreachableError):
+    """It answers, with an error of its own: its disk is full, say."""
+
+
 @dataclass(frozen=True)
 class JobState:
     """How a job stands.
@@ -88,6 +92,15 @@ class Deployment:
             UnreachableError: it does not answer.
         """
         return str(self._ask(lambda session: session.submit_job(str(job), submit_token=token)))
+
+    def jobs(self, name: str) -> set[str]:
+        """Ids of all jobs of a name that the server knows, and this user may see.
+
+        Raises:
+            UnreachableError: it does not answer.
+        """
+        found = self._ask(lambda session: session.list_jobs(name_prefix=name))
+        return {str(job.get("job_id")) for job in found if job.get("job_name") == name}
 
     def state(self, job_id: str) -> JobState:
         """How a job stands.
@@ -184,5 +197,6 @@ class Deployment:
             except _BROKEN as error:
                 self.close()
                 if is_last:
-                    raise UnreachableError(printable(error)) from error
+                    kind = ServerFaultError if isinstance(error, InternalError) else UnreachableError
+                    raise kind(printable(error)) from error
         raise AssertionError("unreachable")

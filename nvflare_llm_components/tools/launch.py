@@ -18,7 +18,7 @@ from nvflare_llm_components.checkpoint.global_models import FOLDER, earlier_mode
 from nvflare_llm_components.checkpoint.manifest import read_manifest
 from nvflare_llm_components.tensors.atomic import replace_text
 from nvflare_llm_components.tensors.text import printable
-from nvflare_llm_components.tools.deployment import JobState, UnreachableError
+from nvflare_llm_components.tools.deployment import JobState, ServerFaultError, UnreachableError
 from nvflare_llm_components.tools.in_place import continue_in_place
 from nvflare_llm_components.tools.resume import resume_job
 from nvflare_llm_components.tools.shell import CommandError
@@ -35,6 +35,7 @@ class Federation(Protocol):
     """What is asked of a federation: see :class:`.deployment.Deployment`."""
 
     def submit(self, job: Path, token: str) -> str: ...  # noqa: D102
+    def jobs(self, name: str) -> set[str]: ...  # noqa: D102
     def state(self, job_id: str) -> JobState: ...  # noqa: D102
     def progress(self, job_id: str) -> dict[str, object]: ...  # noqa: D102
     def saved_round(self, job_id: str) -> int | None: ...  # noqa: D102
@@ -152,13 +153,33 @@ class Launch:
 
     def _submit(self, run: Run, chain: list[Run]) -> None:
         self._keep(chain)  # the token first: whatever comes between, it is not submitted twice
-        job_id = self._patiently(lambda: self.federation.submit(Path(run.job), run.token))
+        name = json.loads((Path(run.job) / "meta.json").read_text(encoding="utf-8"))["name"]
+        before = self._patiently(lambda: self.federation.jobs(name))
+        job_id = self._patiently(lambda: self._submitted(run, chain, name, before))
         check_job_id(job_id)  # it becomes a folder's name here, and part of a path on the server
         run.job_id = job_id
         run.server_started = self._patiently(lambda: self.federation.state(run.job_id)).server_started
         run.submitted = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._keep(chain)
         self._say(f"{run.job_id}: submitted")
+
+    def _submitted(self, run: Run, chain: list[Run], name: str, before: set[str]) -> str:
+        """Submit a job; where the server fails over it, the next try has another token.
+
+        FLARE keeps a record of each token. One that a full disk has torn fails every submission after it.
+        """
+        try:
+            return self.federation.submit(Path(run.job), run.token)
+        except ServerFaultError as error:
+            if further := self.federation.jobs(name) - before:
+                raise CommandError(
+                    f"The server failed over a submission ({error}), and has since then: "
+                    f"{', '.join(sorted(further))}. If that is this job, stop it (nvflare job abort), and give "
+                    "this command again."
+                ) from error
+            run.token = str(uuid.uuid4())
+            self._keep(chain)
+            raise
 
     def _ending(self, run: Run) -> str:
         """How a run ended; waits for it."""

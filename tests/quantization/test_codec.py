@@ -235,3 +235,30 @@ def test_weights_that_are_made_as_they_are_read_are_encoded_as_a_tensor_is(codec
     weights = torch.randn(3, 2**19 + 7, generator=torch.Generator().manual_seed(4))
     made = chunks.MadeValues(weights.shape, lambda part: weights.view(-1)[part].clone())
     assert torch.equal(codec.encode(made, None).payload, codec.encode(weights, None).payload)
+
+
+@codecs
+def test_weights_that_are_not_finite_are_looked_for_in_their_own_block_alone(codec, monkeypatch):
+    """A message may hold nothing else: each block must not go through all of them."""
+    if codec.default_block_size is None:
+        pytest.skip("stores them as what they are")
+    weights = torch.full((4 * BLOCK_LENGTH,), torch.nan)
+    encoded = codec.encode(weights, None)
+    touched = []
+    monkeypatch.setattr(torch.Tensor, "__getitem__", counting(touched))
+    entry = {"codec": codec.name, "shape": [weights.numel()], "dtype": "float32"}
+    entry |= {"block_size": codec.default_block_size, "num_nonfinite": weights.numel()}
+    assert all(block.isnan().all() for block in unpacked_blocks(encoded.payload, entry))
+    assert max(touched, default=0) <= BLOCK_LENGTH
+
+
+def counting(touched: list[int]):
+    """Tensor.__getitem__ that notes how many indices or mask values it was given."""
+    getitem = torch.Tensor.__getitem__
+
+    def noted(self, index):
+        if isinstance(index, torch.Tensor):
+            touched.append(index.numel())
+        return getitem(self, index)
+
+    return noted

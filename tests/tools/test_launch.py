@@ -11,7 +11,7 @@ from nvflare.apis.job_def import RunStatus
 from rich.console import Console
 
 from nvflare_llm_components.checkpoint.model_folder import save_model_folder
-from nvflare_llm_components.tools.deployment import JobState, UnreachableError
+from nvflare_llm_components.tools.deployment import JobState, ServerFaultError, UnreachableError
 from nvflare_llm_components.tools.launch import CHAIN_FILE, LOST, Launch
 from nvflare_llm_components.tools.shell import CommandError
 
@@ -35,9 +35,22 @@ class Federation:
         self.members = {"site-1", "site-2"}
         self.away: list[set[str]] = []  # look by look
         self.there_when_submitted: list[set[str]] = []
+        self.disk_is_full = False
+        self.torn: set[str] = set()
+        self.of_others: set[str] = set()
+        self.left_by_fault: set[str] = set()
+
+    def jobs(self, name: str) -> set[str]:
+        self.answer()
+        return {self.name(number + 1) for number in range(len(self.jobs))} | self.of_others
 
     def submit(self, job: Path, token: str) -> str:
         self.answer()
+        if self.disk_is_full or token in self.torn:
+            self.torn.add(token)
+            self.of_others |= self.left_by_fault
+            self.disk_is_full = False
+            raise ServerFaultError("server internal error")
         if token not in self.tokens:
             self.jobs.append(job)
             self.tokens.append(token)
@@ -226,3 +239,21 @@ def test_a_server_can_not_name_a_job_out_of_the_folder(start: Start, tmp_path: P
     with pytest.raises(ValueError, match="elsewhere"):
         start(federation).to_the_end(JOBS / "sft")
     assert not (tmp_path.parent / "elsewhere").exists()
+
+
+def test_a_token_whose_record_a_full_disk_has_torn_is_not_used_again(start: Start, told: io.StringIO):
+    federation = Federation((DONE, 2))
+    federation.disk_is_full = True
+    start(federation)
+    (torn,) = federation.torn
+    assert federation.tokens and torn not in federation.tokens
+    assert told.getvalue().count("does not answer") == 1
+
+
+def test_a_job_that_a_failing_server_may_have_taken_is_not_submitted_twice(start: Start):
+    federation = Federation((DONE, 2))
+    federation.disk_is_full = True
+    federation.left_by_fault = {NAME.format(7)}
+    with pytest.raises(CommandError, match=NAME.format(7)):
+        start(federation)
+    assert not federation.tokens
