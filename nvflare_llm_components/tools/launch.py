@@ -174,8 +174,8 @@ class Launch:
             if further := self.federation.jobs(name) - before:
                 raise CommandError(
                     f"The server failed over a submission ({error}), and has since then: "
-                    f"{', '.join(sorted(further))}. If that is this job, stop it (nvflare job abort), and give "
-                    "this command again."
+                    f"{', '.join(sorted(further))}. If that is this job, stop it (nvflare job abort), and "
+                    "give this command again."
                 ) from error
             run.token = str(uuid.uuid4())
             self._keep(chain)

@@ -29,7 +29,7 @@ class Federation:
 
     def __init__(self, *endings: tuple[str, int | None]) -> None:
         self.endings = endings
-        self.jobs: list[Path] = []
+        self.submitted: list[Path] = []
         self.tokens: list[str] = []
         self.num_unanswered = 0
         self.members = {"site-1", "site-2"}
@@ -42,7 +42,7 @@ class Federation:
 
     def jobs(self, name: str) -> set[str]:
         self.answer()
-        return {self.name(number + 1) for number in range(len(self.jobs))} | self.of_others
+        return {self.name(number + 1) for number in range(len(self.submitted))} | self.of_others
 
     def submit(self, job: Path, token: str) -> str:
         self.answer()
@@ -52,7 +52,7 @@ class Federation:
             self.disk_is_full = False
             raise ServerFaultError("server internal error")
         if token not in self.tokens:
-            self.jobs.append(job)
+            self.submitted.append(job)
             self.tokens.append(token)
             self.there_when_submitted.append(self.members - (self.away[0] if self.away else set()))
         return self.name(self.tokens.index(token) + 1)
@@ -89,7 +89,7 @@ class Federation:
 
     def download(self, job_id: str, folder: Path) -> Path:
         self.answer()
-        saved, job = self.ending(job_id)[1], self.jobs[int(job_id[-1]) - 1]
+        saved, job = self.ending(job_id)[1], self.submitted[int(job_id[-1]) - 1]
         run = folder / job_id
         shutil.copytree(job, run / "job/it")
         shutil.copytree(job / "app", run / "workspace/app_server")
@@ -149,15 +149,15 @@ def test_a_job_whose_server_was_restarted_goes_on_in_place(start: Start, tmp_pat
         (NAME.format(2), LOST),
         (NAME.format(3), DONE),
     ]
-    config = server(federation.jobs[2])
+    config = server(federation.submitted[2])
     fedavg = args_of(config, "fedavg")
     assert (fedavg["start_round"], fedavg["num_rounds"]) == (2, 1)
     assert args_of(config, "persistor")["resume_from"] == "{WORKSPACE}/" + NAME.format(2)
-    client = json.loads((federation.jobs[2] / "app/config/config_fed_client.json").read_text())
+    client = json.loads((federation.submitted[2] / "app/config/config_fed_client.json").read_text())
     for side in (config, client):
         (state,) = [c["args"] for c in side["components"] if c["id"] == "earlier_run_state"]
         assert state == {"job_ids": [NAME.format(2), NAME.format(1)]}
-    assert json.loads((federation.jobs[2] / "meta.json").read_text())["name"] == "sft_resumed"
+    assert json.loads((federation.submitted[2] / "meta.json").read_text())["name"] == "sft_resumed"
 
 
 def test_sites_that_are_late_after_a_restart_are_waited_for(start: Start, told: io.StringIO, tmp_path: Path):
@@ -182,13 +182,13 @@ def test_a_site_that_does_not_come_back_is_waited_for_so_long_only(start: Start,
 def test_a_job_that_had_saved_nothing_begins_again(start: Start, tmp_path: Path):
     federation = Federation(("lost", None), (DONE, 2))
     start(federation).to_the_end(JOBS / "sft")
-    assert server(federation.jobs[1])["workflows"] == server(JOBS / "sft")["workflows"]
+    assert server(federation.submitted[1])["workflows"] == server(JOBS / "sft")["workflows"]
 
 
 def test_what_comes_after_the_last_round_is_done_without_a_further_one(start: Start, tmp_path: Path):
     federation = Federation(("lost", 2), (DONE, 2))
     start(federation).to_the_end(JOBS / "sft")
-    fedavg = args_of(server(federation.jobs[1]), "fedavg")
+    fedavg = args_of(server(federation.submitted[1]), "fedavg")
     assert (fedavg["start_round"], fedavg["num_rounds"]) == (3, 0)
 
 
@@ -196,7 +196,7 @@ def test_a_job_that_failed_is_continued_as_long_as_it_gets_further(start: Start,
     federation = Federation((FAILED, 0), (FAILED, 1), (FAILED, 1))
     with pytest.raises(CommandError, match=r"0473.*no round further"):
         start(federation).to_the_end(JOBS / "sft")
-    assert list(federation.jobs[1].glob("*/earlier_run/global_model/last"))
+    assert list(federation.submitted[1].glob("*/earlier_run/global_model/last"))
 
 
 @pytest.mark.parametrize("ending", [RunStatus.FINISHED_ABORTED.value, RunStatus.FINISHED_CANT_SCHEDULE.value])
@@ -204,7 +204,7 @@ def test_a_job_that_was_ended_on_purpose_stays_ended(ending: str, start: Start):
     federation = Federation((ending, 1))
     with pytest.raises(CommandError, match="not continued"):
         start(federation).to_the_end(JOBS / "sft")
-    assert len(federation.jobs) == 1
+    assert len(federation.submitted) == 1
 
 
 def test_a_server_that_is_away_is_waited_for_and_told_of_once(start: Start, told: io.StringIO):
@@ -228,7 +228,7 @@ def test_a_second_call_goes_on_with_the_chain_and_submits_nothing_twice(start: S
     with pytest.raises(KeyboardInterrupt):
         start(federation).to_the_end(JOBS / "sft")
     assert start(federation).to_the_end(JOBS / "sft").name == NAME.format(2)
-    assert len(federation.jobs) == 2
+    assert len(federation.submitted) == 2
     with pytest.raises(ValueError, match="expected the chain of"):
         start(federation).to_the_end(JOBS / "sft_int8")
 
@@ -244,9 +244,10 @@ def test_a_server_can_not_name_a_job_out_of_the_folder(start: Start, tmp_path: P
 def test_a_token_whose_record_a_full_disk_has_torn_is_not_used_again(start: Start, told: io.StringIO):
     federation = Federation((DONE, 2))
     federation.disk_is_full = True
-    start(federation)
+    start(federation).to_the_end(JOBS / "sft")
     (torn,) = federation.torn
-    assert federation.tokens and torn not in federation.tokens
+    assert federation.tokens
+    assert torn not in federation.tokens
     assert told.getvalue().count("does not answer") == 1
 
 
@@ -255,5 +256,5 @@ def test_a_job_that_a_failing_server_may_have_taken_is_not_submitted_twice(start
     federation.disk_is_full = True
     federation.left_by_fault = {NAME.format(7)}
     with pytest.raises(CommandError, match=NAME.format(7)):
-        start(federation)
+        start(federation).to_the_end(JOBS / "sft")
     assert not federation.tokens
