@@ -30,6 +30,7 @@ from nvflare_llm_components.tools.shell import CommandError
 
 _T = TypeVar("_T")
 _CONNECT_S = 10.0
+_MOST_TO_HASH = 10 * 2**20
 _BROKEN = (NoConnection, SessionClosed, AuthenticationError, NoReply, InternalError, FLCommunicationError)
 
 
@@ -37,8 +38,12 @@ class UnreachableError(Exception):
     """The server does not answer now."""
 
 
-class ServerFaultError(UnreachableError):
-    """It answers, with an error of its own: its disk is full, say."""
+def takes_token(job: Path) -> bool:
+    """Whether a job can be submitted with a token: FLARE's server hashes its files for it, up to 10 MiB each.
+
+    It answers a larger one, such as the model that a job goes on from, with an error of its own.
+    """
+    return all(file.stat().st_size <= _MOST_TO_HASH for file in job.rglob("*") if file.is_file())
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,12 @@ class Deployment:
         self._study = study
         self._session: Session | None = None
 
-    def submit(self, job: Path, token: str) -> str:
+    def submit(self, job: Path, token: str | None) -> str:
         """Submit a job; the same token submits it once, however often it is asked.
+
+        Args:
+            job: its folder.
+            token: None where there can be none, see :func:`takes_token`.
 
         Raises:
             CommandError: the server refuses it.
@@ -197,6 +206,5 @@ class Deployment:
             except _BROKEN as error:
                 self.close()
                 if is_last:
-                    kind = ServerFaultError if isinstance(error, InternalError) else UnreachableError
-                    raise kind(printable(error)) from error
+                    raise UnreachableError(printable(error)) from error
         raise AssertionError("unreachable")

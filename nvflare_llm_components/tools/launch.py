@@ -18,7 +18,7 @@ from nvflare_llm_components.checkpoint.global_models import FOLDER, earlier_mode
 from nvflare_llm_components.checkpoint.manifest import read_manifest
 from nvflare_llm_components.tensors.atomic import replace_text
 from nvflare_llm_components.tensors.text import printable
-from nvflare_llm_components.tools.deployment import JobState, ServerFaultError, UnreachableError
+from nvflare_llm_components.tools.deployment import JobState, UnreachableError, takes_token
 from nvflare_llm_components.tools.in_place import continue_in_place
 from nvflare_llm_components.tools.resume import resume_job
 from nvflare_llm_components.tools.shell import CommandError
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 class Federation(Protocol):
     """What is asked of a federation: see :class:`.deployment.Deployment`."""
 
-    def submit(self, job: Path, token: str) -> str: ...  # noqa: D102
+    def submit(self, job: Path, token: str | None) -> str: ...  # noqa: D102
     def jobs(self, name: str) -> set[str]: ...  # noqa: D102
     def state(self, job_id: str) -> JobState: ...  # noqa: D102
     def progress(self, job_id: str) -> dict[str, object]: ...  # noqa: D102
@@ -51,6 +51,8 @@ class Run:
     Attributes:
         job: the folder that was submitted.
         token: with which it is submitted once, however often it is asked.
+        known: the server's jobs of this name before it was submitted; what comes to them without a token is
+            this one.
         job_id: empty until the server has taken it.
         server_started: seconds since 1970: which process of the server took it.
         submitted: when, in UTC.
@@ -60,6 +62,7 @@ class Run:
 
     job: str
     token: str = field(default_factory=lambda: str(uuid.uuid4()))
+    known: list[str] | None = None
     job_id: str = ""
     server_started: float = 0.0
     submitted: str = ""
@@ -152,10 +155,15 @@ class Launch:
             time.sleep(self.every_s)
 
     def _submit(self, run: Run, chain: list[Run]) -> None:
-        self._keep(chain)  # the token first: whatever comes between, it is not submitted twice
-        name = json.loads((Path(run.job) / "meta.json").read_text(encoding="utf-8"))["name"]
-        before = self._patiently(lambda: self.federation.jobs(name))
-        job_id = self._patiently(lambda: self._submitted(run, chain, name, before))
+        job = Path(run.job)
+        name = json.loads((job / "meta.json").read_text(encoding="utf-8"))["name"]
+        if run.known is None:
+            run.known = sorted(self._patiently(lambda: self.federation.jobs(name)))
+        self._keep(chain)  # token and known jobs first: whatever comes between, it is not submitted twice
+        if takes_token(job):
+            job_id = self._patiently(lambda: self.federation.submit(job, run.token))
+        else:
+            job_id = self._patiently(lambda: self._taken(run, name) or self.federation.submit(job, None))
         check_job_id(job_id)  # it becomes a folder's name here, and part of a path on the server
         run.job_id = job_id
         run.server_started = self._patiently(lambda: self.federation.state(run.job_id)).server_started
@@ -163,23 +171,15 @@ class Launch:
         self._keep(chain)
         self._say(f"{run.job_id}: submitted")
 
-    def _submitted(self, run: Run, chain: list[Run], name: str, before: set[str]) -> str:
-        """Submit a job; where the server fails over it, the next try has another token.
-
-        FLARE keeps a record of each token. One that a full disk has torn fails every submission after it.
-        """
-        try:
-            return self.federation.submit(Path(run.job), run.token)
-        except ServerFaultError as error:
-            if further := self.federation.jobs(name) - before:
-                raise CommandError(
-                    f"The server failed over a submission ({error}), and has since then: "
-                    f"{', '.join(sorted(further))}. If that is this job, stop it (nvflare job abort), and "
-                    "give this command again."
-                ) from error
-            run.token = str(uuid.uuid4())
-            self._keep(chain)
-            raise
+    def _taken(self, run: Run, name: str) -> str:
+        """The job that an earlier try has submitted, whose answer was lost; empty for none."""
+        taken = sorted(self.federation.jobs(name) - set(run.known or ()))
+        if len(taken) > 1:
+            raise CommandError(
+                f"Jobs called '{name}' were submitted while the server did not answer: {', '.join(taken)}. "
+                "Stop those that are not this one (nvflare job abort, delete), and give this command again."
+            )
+        return taken[0] if taken else ""
 
     def _ending(self, run: Run) -> str:
         """How a run ended; waits for it."""

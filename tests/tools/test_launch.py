@@ -11,7 +11,7 @@ from nvflare.apis.job_def import RunStatus
 from rich.console import Console
 
 from nvflare_llm_components.checkpoint.model_folder import save_model_folder
-from nvflare_llm_components.tools.deployment import JobState, ServerFaultError, UnreachableError
+from nvflare_llm_components.tools.deployment import JobState, UnreachableError, takes_token
 from nvflare_llm_components.tools.launch import CHAIN_FILE, LOST, Launch
 from nvflare_llm_components.tools.shell import CommandError
 
@@ -35,22 +35,19 @@ class Federation:
         self.members = {"site-1", "site-2"}
         self.away: list[set[str]] = []  # look by look
         self.there_when_submitted: list[set[str]] = []
-        self.disk_is_full = False
-        self.torn: set[str] = set()
         self.of_others: set[str] = set()
-        self.left_by_fault: set[str] = set()
 
     def jobs(self, name: str) -> set[str]:
         self.answer()
         return {self.name(number + 1) for number in range(len(self.submitted))} | self.of_others
 
-    def submit(self, job: Path, token: str) -> str:
+    def submit(self, job: Path, token: str | None) -> str:
         self.answer()
-        if self.disk_is_full or token in self.torn:
-            self.torn.add(token)
-            self.of_others |= self.left_by_fault
-            self.disk_is_full = False
-            raise ServerFaultError("server internal error")
+        if token is None:
+            assert not takes_token(job)
+            token = f"none {len(self.tokens)}"
+        else:
+            assert takes_token(job), "FLARE's server fails over it"
         if token not in self.tokens:
             self.submitted.append(job)
             self.tokens.append(token)
@@ -241,20 +238,36 @@ def test_a_server_can_not_name_a_job_out_of_the_folder(start: Start, tmp_path: P
     assert not (tmp_path.parent / "elsewhere").exists()
 
 
-def test_a_token_whose_record_a_full_disk_has_torn_is_not_used_again(start: Start, told: io.StringIO):
-    federation = Federation((DONE, 2))
-    federation.disk_is_full = True
-    start(federation).to_the_end(JOBS / "sft")
-    (torn,) = federation.torn
-    assert federation.tokens
-    assert torn not in federation.tokens
-    assert told.getvalue().count("does not answer") == 1
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A job with a model beside it that FLARE makes no hash of."""
+    job = tmp_path / "large"
+    shutil.copytree(JOBS / "sft", job)
+    (job / "app" / "model.safetensors").write_bytes(bytes(10 * 2**20 + 1))
+    return job
 
 
-def test_a_job_that_a_failing_server_may_have_taken_is_not_submitted_twice(start: Start):
+def test_a_job_with_large_files_is_submitted_once_without_a_token(start: Start, large: Path, tmp_path: Path):
+    federation, submit = Federation((DONE, 2)), Federation.submit
+
+    def taken_and_then_cut(job: Path, token: str | None) -> str:
+        submit(federation, job, token)
+        raise UnreachableError("cut")
+
+    federation.of_others = {NAME.format(8)}  # of the same name, and there before
+    federation.submit = taken_and_then_cut  # type: ignore[method-assign]
+    start(federation).to_the_end(large)
+    assert federation.submitted == [large]
+    assert [run["job_id"] for run in chain(tmp_path)] == [NAME.format(1)]
+
+
+def test_a_job_that_came_at_the_same_time_is_not_taken_for_ones_own(start: Start, large: Path):
     federation = Federation((DONE, 2))
-    federation.disk_is_full = True
-    federation.left_by_fault = {NAME.format(7)}
-    with pytest.raises(CommandError, match=NAME.format(7)):
-        start(federation).to_the_end(JOBS / "sft")
-    assert not federation.tokens
+
+    def lost(job: Path, token: str | None) -> str:
+        federation.of_others = {NAME.format(8), NAME.format(9)}
+        raise UnreachableError("cut")
+
+    federation.submit = lost  # type: ignore[method-assign]
+    with pytest.raises(CommandError, match=NAME.format(8)):
+        start(federation).to_the_end(large)
