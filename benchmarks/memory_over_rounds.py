@@ -4,7 +4,7 @@
 
 A slope is told with its standard error, over all rounds but the first (--warm-up): over some forty of them
 FLARE's pools of threads fill up, to 256 in a process. Both are in bytes a round and as a share of the model's
-size; flat is a slope within twice its error.
+size; flat is a slope that is not above zero by more than twice its error.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def main() -> None:
             )
             for line in found:
                 share, error = line["slope"] / size, line["error"] / size
-                flat = "flat" if abs(line["slope"]) <= 2 * line["error"] else "NOT FLAT"
+                flat = "flat" if line["slope"] <= 2 * line["error"] else "NOT FLAT"
                 print(
                     f"{count:>3} clients {line['process']:<10} peak {line['peak'] / size:.2f} x model, "
                     f"{share:+.5f} +- {error:.5f} x model a round: {flat}",
