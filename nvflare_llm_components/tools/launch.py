@@ -212,7 +212,8 @@ class Launch:
                 f"{run.job_id}: {run.ending}, and it got no round further, so that it is not continued. What "
                 f"it left, logs included: {download}. {other}"
             )
-        self._say(resume_job(download, folder, job[0].parent if job else Path(run.job)))
+        earlier = job[0].parent if job else Path(run.job)
+        self._say(resume_job(download, folder, earlier, does_end=True))
         return folder
 
     def _result(self, run: Run) -> Path:

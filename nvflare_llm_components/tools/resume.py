@@ -38,7 +38,13 @@ _ON_SERVER = f"{{WORKSPACE}}/{{JOB_ID}}/app_{SERVER_SITE_NAME}/{CARRIED}"
 _SIGNATURES = (".__nvfl_sig.json", ".__nvfl_submitter.crt")  # of the earlier job's files
 
 
-def resume_job(run: Path, out: Path, job: Path | None = None, num_rounds: int | None = None) -> str:
+def resume_job(
+    run: Path,
+    out: Path,
+    job: Path | None = None,
+    num_rounds: int | None = None,
+    does_end: bool = False,
+) -> str:
     """Write a job folder that continues a run: its model, the rounds still to do, each site's state.
 
     Args:
@@ -47,6 +53,7 @@ def resume_job(run: Path, out: Path, job: Path | None = None, num_rounds: int | 
         out: the new job folder; it must not exist. In the simulator, `out`_earlier_run is made beside it.
         job: the earlier job's folder, where it can't be found in `run`.
         num_rounds: rounds of the whole, those done included; None: as the earlier job had it.
+        does_end: where all rounds are done, continue with what comes after the last: its evaluation.
 
     Returns:
         What the new job continues and what was lost, in a few lines.
@@ -62,7 +69,7 @@ def resume_job(run: Path, out: Path, job: Path | None = None, num_rounds: int | 
     _refuse_place(earlier, out, beside)
     config = read_config(earlier.apps[earlier.server_app] / SERVER_CONFIG)
     model = _model(earlier, config)
-    rounds = _rounds_left(earlier, config, model, num_rounds)
+    rounds = _rounds_left(earlier, config, model, num_rounds, does_end)
     lines = [_sentence(model, rounds)]
     if continued.components_of(config, continued.MODULE):
         lines.append("FedOpt's momentum is not kept: the server's optimizer starts afresh.")
@@ -147,18 +154,20 @@ def _own_place(argument: str, path: Path, earlier: EarlierRun, site: str) -> Pat
     return place
 
 
-def _rounds_left(earlier: EarlierRun, config: Config, model: Path | None, num_rounds: int | None) -> Rounds:
+def _rounds_left(
+    earlier: EarlierRun, config: Config, model: Path | None, num_rounds: int | None, does_end: bool
+) -> Rounds:
     told = [record.get("num_rounds") for record in read_lines(earlier.run_dir / ROUNDS_FILE)]
     recorded = num_rounds or next((count for count in reversed(told) if count), None)
     planned = continued.rounds_of(config, recorded)
     total = num_rounds or planned.first + planned.count
     first = int(read_manifest(model)["round"]) + 1 if model else planned.first
-    if first >= total:
+    if first >= total and not does_end:
         raise ValueError(
             f"{earlier.run_dir}: all {total} rounds are done. To go on, say how many the whole has "
             "(--rounds)."
         )
-    return Rounds(first, total - first)
+    return Rounds(first, max(0, total - first))
 
 
 def _keep_beside(folder: Path, earlier: EarlierRun, config: Config, model: Path | None) -> list[str]:

@@ -182,8 +182,11 @@ def test_a_job_that_had_saved_nothing_begins_again(start: Start, tmp_path: Path)
     assert server(federation.submitted[1])["workflows"] == server(JOBS / "sft")["workflows"]
 
 
-def test_what_comes_after_the_last_round_is_done_without_a_further_one(start: Start, tmp_path: Path):
-    federation = Federation(("lost", 2), (DONE, 2))
+@pytest.mark.parametrize("ending", ["lost", FAILED])
+def test_what_comes_after_the_last_round_is_done_without_a_further_one(
+    ending: str, start: Start, tmp_path: Path
+):
+    federation = Federation((ending, 2), (DONE, 2))
     start(federation).to_the_end(JOBS / "sft")
     fedavg = args_of(server(federation.submitted[1]), "fedavg")
     assert (fedavg["start_round"], fedavg["num_rounds"]) == (3, 0)
