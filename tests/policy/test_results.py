@@ -20,6 +20,7 @@ from nvflare_llm_components.policy.results import (
     checked_weight,
 )
 from nvflare_llm_components.policy.schema import PolicyError
+from nvflare_llm_components.tensors.lazy import Deferred
 
 SPECS = {"w": ((2, 3), torch.float32), "half": ((4,), torch.bfloat16), "ids": ((2,), torch.int64)}
 EXPECTED = ExpectedTensors(SPECS, {"head": "w"})
@@ -157,3 +158,10 @@ def test_a_tied_weight_may_come_under_its_other_name_if_it_is_equal():
     assert torch.equal(checked_tensors(values, EXPECTED)["w"], values["head"])
     with pytest.raises(PolicyError, match="head: expected the values of w"):
         checked_tensors({**tied, "head": Lazy(tied["w"] + 1)}, EXPECTED)
+
+
+@pytest.mark.parametrize("num_values", [0, 5, 7])
+def test_a_lazy_value_that_does_not_make_what_its_shape_says_is_refused(num_values: int):
+    liar = Deferred(lambda: iter([torch.zeros(num_values)]), (2, 3), torch.float32)
+    with pytest.raises(PolicyError, match="expected 6 values in w"):
+        checked_tensors(sound() | {"w": liar}, EXPECTED)

@@ -24,8 +24,10 @@ from nvflare.fuel.utils import fobs
 from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
 from nvflare_llm_components.quantization.lazy import LazyTensor
 from nvflare_llm_components.quantization.message import decode_message, encode_message
-from nvflare_llm_components.quantization.precision import PrecisionPolicy
+from nvflare_llm_components.quantization.precision import CODECS, PrecisionPolicy
 from nvflare_llm_components.quantization.shadow import advance, follow
+from nvflare_llm_components.quantization.wire import WireFormatError, pack
+from nvflare_llm_components.tensors.blocks import blocks_of
 from nvflare_llm_components.tensors.lazy import LazyValue
 
 ignore_numpy = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # FLARE's, on tensors
@@ -176,3 +178,24 @@ def test_what_is_not_finite_is_told_without_decoding(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(LazyTensor, "materialize", None)
             assert lazy.has_nonfinite
+
+
+def test_an_empty_tensor_has_as_many_blocks_however_it_is_sent():
+    empty = torch.zeros(0, 4)
+    payload, entry, _ = pack("w", empty, CODECS["int8"], None)
+    sent = LazyTensor(payload, entry, None)
+    assert [block.numel() for block in sent.blocks()] == [block.numel() for block in blocks_of(empty)] == [0]
+
+
+def test_a_step_of_another_size_than_its_shadow_is_refused(tmp_path: Path):
+    policy, folders = PrecisionPolicy("int2", None, {}), [tmp_path / "server", tmp_path / "site"]
+    for folder in folders:
+        folder.mkdir()
+    first = advance({"w": torch.ones(64, 64)}, policy, folders[0])
+    whole = first.message_for(None)
+    follow(whole.values, whole.header, folders[1], None, True)
+    step = advance({"w": torch.zeros(64, 64)}, policy, folders[0]).message_for(first.new)
+    payload, entry, _ = pack("w", torch.ones(32, 64), CODECS["int2"], None, {"shadow": True})
+    header = {**step.header, "params": {"w": entry}}
+    with pytest.raises(WireFormatError, match=r"a step of \(64, 64\)"):
+        follow({"w": payload}, header, folders[1], None, True)

@@ -36,3 +36,8 @@ def test_a_value_that_is_not_finite_is_told():
 def test_another_shape_is_refused():
     with pytest.raises(ValueError, match="expected values of shape"):
         distance({"a": torch.zeros(2**18 + 1)}, {"a": torch.zeros(1)})
+
+
+def test_a_difference_of_narrow_numbers_is_taken_in_wide_ones():
+    new, old = ({"a": torch.full((3,), value, dtype=torch.float16)} for value in (60000.0, -60000.0))
+    assert distance(new, old) == pytest.approx(120000 * math.sqrt(3), rel=1e-3)
