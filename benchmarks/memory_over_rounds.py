@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory_over_rounds --mib 96 --clients 2,4,8,16
 
-A slope is told with its standard error, over all rounds but the first (--warm-up): over some forty of them
+A slope is told with its standard error, over all rounds but the first (--warm-up): over some sixty of them
 FLARE's pools of threads fill up, to 256 in a process. Both are in bytes a round and as a share of the model's
 size; flat is a slope that is not above zero by more than twice its error.
 """
@@ -86,7 +86,7 @@ def main() -> None:
     )
     parser.add_argument("--mib", type=int, default=96, help="size of the fp32 model")
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--warm-up", type=int, default=45, help="rounds before those that are looked at")
+    parser.add_argument("--warm-up", type=int, default=60, help="rounds before those that are looked at")
     parser.add_argument("--clients", default="2", help="numbers of clients, such as 2,4,8,16")
     parser.add_argument("--run", default="ours-int8", help="as in benchmarks.round_trip")
     parser.add_argument("--limit-s", type=float, default=3600, help="of one run")

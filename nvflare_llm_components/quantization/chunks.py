@@ -39,6 +39,12 @@ class MadeValues:
     def __init__(self, shape: torch.Size, make: Callable[[slice], torch.Tensor]) -> None:
         self.shape, self._make = shape, make
 
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "MadeValues":
+        """The weights of a tensor of any shape and floating-point dtype."""
+        flat = tensor.cpu().reshape(-1)
+        return cls(tensor.shape, lambda part: flat[part].float())
+
     def numel(self) -> int:
         """See :class:`FlatValues`."""
         return self.shape.numel()

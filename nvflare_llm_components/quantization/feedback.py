@@ -109,11 +109,11 @@ def _codecs_of(values: Mapping[str, Any], policy: PrecisionPolicy) -> dict[str, 
 
 def _meant(name: str, update: torch.Tensor, residual: TensorFile | None) -> MadeValues:
     """The update with what was left out of the last one."""
-    flat = update.cpu().reshape(-1)
+    alone = MadeValues.of(update)
     if residual is None or residual.shape_of(name) != tuple(update.shape):
-        return MadeValues(update.shape, lambda part: flat[part].float())
-    carried = residual.read(name).reshape(-1)
-    return MadeValues(update.shape, lambda part: flat[part].float() + carried[part])
+        return alone
+    carried = MadeValues.of(residual.read(name))
+    return MadeValues(update.shape, lambda part: alone[part] + carried[part])
 
 
 def _left_out(encoder: MessageEncoder, name: str, meant: MadeValues) -> Iterator[torch.Tensor]:

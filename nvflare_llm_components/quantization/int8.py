@@ -59,9 +59,7 @@ class Int8Codec:
             first = part.start // block_size
             scales[first : first + scale.numel()] = scale
             torch.mul(blocks, torch.ones_like(scale).div_(scale).unsqueeze(1), out=scratch)
-            scratch.round_()
-            if float(scale.max()) == _MAX_SCALE:  # only a scale that is capped is less than it should be
-                scratch.clamp_(-_MAX_CODE, _MAX_CODE)
+            scratch.round_()  # 127 at most: float32's largest value is 127.01 of the largest scale
             codes[part] = scratch.view(-1)[: part.stop - part.start]
 
         return finished(payload, read_blocks(weights, block_size, encode_chunk))

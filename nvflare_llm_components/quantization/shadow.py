@@ -207,7 +207,7 @@ def _advance_one(
 ) -> Iterator[torch.Tensor]:
     """Add the difference of one parameter to the message, and make the blocks of its new shadow."""
     source = _payload(value)
-    weights, base = _in_float32(source.cpu()), _base_of(old, name)
+    weights, base = MadeValues.of(source), _base_of(old, name)
     if base is None:
         step = weights
         encoder.traffic.bytes_before += 4 * weights.numel()
@@ -220,16 +220,11 @@ def _advance_one(
         yield shadow
 
 
-def _in_float32(tensor: torch.Tensor) -> MadeValues:
-    flat = tensor.reshape(-1)
-    return MadeValues(tensor.shape, lambda part: flat[part].float())
-
-
 def _base_of(old: TensorFile | None, name: str) -> MadeValues | None:
     """What a step of one parameter starts from, with zeros for what is not finite."""
     if old is None:
         return None
-    shadow = _in_float32(old.read(name))
+    shadow = MadeValues.of(old.read(name))
     return MadeValues(shadow.shape, lambda part: shadow[part].nan_to_num_(0.0, 0.0, 0.0))
 
 

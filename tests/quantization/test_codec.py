@@ -262,3 +262,15 @@ def counting(touched: list[int]):
         return getitem(self, index)
 
     return noted
+
+
+@given(st.floats(width=32, min_value=2.0**-120, max_value=FLOAT32_MAX))
+@settings(max_examples=300, deadline=None)
+def test_the_largest_weight_of_an_int8_block_has_a_code_of_at_most_127(largest):
+    """Nothing clips it: a code of 128 would come back with the other sign."""
+    codec = CODECS["int8"]
+    encoded = codec.encode(torch.tensor([largest, -largest] * 64), None)
+    codec.check(encoded.payload, 128, 128, 0)
+    code = int(encoded.payload[2:].view(torch.int8)[0])
+    assert 0 < code <= 127
+    assert encoded.payload[2:].view(torch.int8).tolist() == [code, -code] * 64
