@@ -2,6 +2,7 @@
 
     python -m benchmarks.convergence --raw ../shared/data
     python -m benchmarks.convergence --seeds 1 --rounds 2 --local-steps 2     (smoke)
+    python -m benchmarks.convergence --table sparsity --modes sft --rounds 100 --local-steps 10
 
 Cells that are done are kept in benchmarks/results/convergence.jsonl and are not run again; a whole table is
 recorded in benchmarks/records/convergence.jsonl.
@@ -12,7 +13,7 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -35,11 +36,31 @@ WAYS = [
     Way("bf16", "bf16", "bf16"),
     Way("int8", "int8", "int8"),
     Way("nf4 both, feedback", "nf4", "nf4", "DIFF", error_feedback=True),
-    Way("int2 up", "bf16", "int2", "DIFF"),
     Way("int2 both, feedback", "int2", "int2", "DIFF", error_feedback=True),
     Way("one bit up, feedback", "bf16", "one bit", "DIFF", error_feedback=True),
     Way("largest 5 % up, feedback", "bf16", "largest 5 %", "DIFF", error_feedback=True),
 ]
+SPARSITY = [
+    Way("fp32", "fp32", "fp32"),
+    Way("fp32, momentum", "fp32", "all", "DIFF", momentum=0.9, server_rate=0.3),
+    Way("int2 up, feedback", "fp32", "int2", "DIFF", error_feedback=True),
+    *(
+        way
+        for share in ("5 %", "1 %")
+        for way in (
+            Way(f"largest {share} up", "fp32", f"largest {share}", "DIFF"),
+            Way(
+                f"largest {share} up, momentum",
+                "fp32",
+                f"largest {share}",
+                "DIFF",
+                momentum=0.9,
+                server_rate=0.3,
+            ),
+        )
+    ),
+]
+TABLES = {"convergence": WAYS, "sparsity": SPARSITY}
 TARGETS = {"int8": 0.002, "nf4 both, feedback": 0.01, "int2 both, feedback": 0.01}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -79,10 +100,10 @@ def shorten(file: Path, num_rows: int) -> None:
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:num_rows]))
 
 
-def cells(num_seeds: int) -> Iterator[tuple[str, Way, int]]:
+def cells(ways: list[Way], modes: list[str], num_seeds: int) -> Iterator[tuple[str, Way, int]]:
     for seed in range(num_seeds):
-        for mode in MODES:
-            for way in WAYS:
+        for mode in modes:
+            for way in ways:
                 yield mode, way, seed
 
 
@@ -94,12 +115,19 @@ def read_done(file: Path) -> list[Record]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def run_missing(file: Path, num_seeds: int, scale: Scale, model: Path, data: Path, num_workers: int) -> None:
+def run_missing(
+    file: Path,
+    wanted: Iterable[tuple[str, Way, int]],
+    scale: Scale,
+    model: Path,
+    data: Path,
+    num_workers: int,
+) -> None:
     """Run what is not in the file yet, several cells at a time with one thread each."""
     done = [
         {key: record[key] for key in ("mode", "way", "seed", *asdict(scale))} for record in read_done(file)
     ]
-    missing = [cell for cell in cells(num_seeds) if key_of(*cell, scale) not in done]
+    missing = [cell for cell in wanted if key_of(*cell, scale) not in done]
     os.environ |= ENVIRONMENT
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))
     with pool, Progress() as progress:
@@ -115,12 +143,12 @@ def run_missing(file: Path, num_seeds: int, scale: Scale, model: Path, data: Pat
             progress.advance(bar)
 
 
-def summarize(records: list[Record]) -> list[Record]:
+def summarize(records: list[Record], ways: list[Way]) -> list[Record]:
     """One line for each mode and way: losses over seeds, paired with fp32 of the same seed, and bytes."""
     found = {(r["mode"], r["way"], r["seed"]): r for r in records}
     lines = []
     for mode in MODES:
-        for way in WAYS:
+        for way in ways:
             seeds = sorted(s for m, w, s in found if (m, w) == (mode, way.name) and (m, "fp32", s) in found)
             if seeds:
                 lines.append(_line(mode, way.name, [found[mode, way.name, s] for s in seeds],
@@ -140,10 +168,24 @@ def _line(mode: str, way: str, own: list[Record], base: list[Record]) -> Record:
         "final": statistics.mean(final),
         "spread": statistics.stdev(final) if len(final) > 1 else 0.0,
         "excess": statistics.mean(excess),
+        "excess_spread": statistics.stdev(excess) if len(excess) > 1 else 0.0,
+        "bytes_to_reach": _bytes_to_reach(own, base),
         "bytes": total // len(own),
         "ratio": total / full,
         "curve": [statistics.mean(losses) for losses in zip(*(r["eval_losses"] for r in own), strict=True)],
     }
+
+
+def _bytes_to_reach(own: list[Record], base: list[Record]) -> int | None:
+    """Mean bytes until the loss is within 1 % of what fp32 ends with; None where a seed does not get there."""
+    spent = []
+    for one, other in zip(own, base, strict=True):
+        goal, losses = 1.01 * other["eval_losses"][-1], one["eval_losses"]
+        rounds = next((number for number, loss in enumerate(losses) if loss <= goal), None)
+        if rounds is None:
+            return None
+        spent.append((one["bytes_down"] + one["bytes_up"]) * rounds / (len(losses) - 1))
+    return round(statistics.mean(spent))
 
 
 def show(lines: list[Record], console: Console) -> None:
@@ -188,6 +230,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--raw", type=Path, help="folder of the published files; generated sets without it")
+    parser.add_argument("--table", choices=TABLES, default="convergence")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--local-steps", type=int, default=8)
@@ -201,18 +245,19 @@ def main() -> None:
     default_raw = Path("../shared/data")
     raw = options.raw or (default_raw if default_raw.is_dir() else None)
     model, data = prepare_inputs(raw, inputs, options.base_steps, options.eval_rows)
-    file = options.out / "convergence.jsonl"
+    file, ways = options.out / f"{options.table}.jsonl", TABLES[options.table]
     scale = Scale(options.rounds, options.local_steps)
-    run_missing(file, options.seeds, scale, model, data, options.workers)
+    wanted = cells(ways, options.modes, options.seeds)
+    run_missing(file, wanted, scale, model, data, options.workers)
     cells_done = [
         r
         for r in read_done(file)
         if (r["num_rounds"], r["local_steps"]) == (options.rounds, options.local_steps)
     ]
-    lines = summarize(cells_done)
+    lines = summarize(cells_done, ways)
     show(lines, Console(width=130))
-    draw(lines, options.out / "convergence.png")
-    record("convergence", lines, cells=cells_done, data="real rows" if raw else "generated rows")
+    draw(lines, options.out / f"{options.table}.png")
+    record(options.table, lines, cells=cells_done, data="real rows" if raw else "generated rows")
 
 
 if __name__ == "__main__":

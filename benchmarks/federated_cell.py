@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 
-from benchmarks.trials import TRIALS
+from benchmarks.trials import SPARSE, TRIALS
 from nvflare_llm_components.quantization.feedback import encode_with_feedback, open_residual
 from nvflare_llm_components.quantization.message import decode_message, encode_message
 from nvflare_llm_components.quantization.precision import PrecisionPolicy
@@ -45,6 +45,8 @@ class Way:
         params_type: results are whole weights (``FULL``) or updates (``DIFF``).
         error_feedback: whether updates carry what rounding left out of the last one.
         proximal_mu: FedProx's coefficient; 0 for none.
+        momentum: of a site's updates, for trials only.
+        server_rate: what the server multiplies the mean update with.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Way:
     params_type: str = "FULL"
     error_feedback: bool = False
     proximal_mu: float = 0.0
+    momentum: float = 0.0
+    server_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ class Federation:
         self.sessions, self.model = sessions, dict(model)
         self.way, self.scale, self.folder = way, scale, folder
         self.residuals: dict[str, dict[str, torch.Tensor]] = {site: {} for site in sessions}
+        self.velocities: dict[str, dict[str, torch.Tensor]] = {site: {} for site in sessions}
         self.bytes_down = self.bytes_up = 0
 
     def run(self) -> Outcome:
@@ -168,7 +173,7 @@ class Federation:
         """What the server has of a site's result."""
         values = new if self.way.params_type == "FULL" else difference(new, received)
         if self.way.up in TRIALS:
-            return self._tried(values, self.residuals[site])
+            return self._tried(values, self.residuals[site], self.velocities[site])
         policy, folder = PrecisionPolicy(self.way.up), self.folder / site
         if self.way.error_feedback:
             residual = open_residual(folder, number - 1)
@@ -179,13 +184,24 @@ class Federation:
         return decode_message(message.values, message.header, None, lazy=True)[0]
 
     def _tried(
-        self, values: Mapping[str, torch.Tensor], residual: dict[str, torch.Tensor]
+        self,
+        values: Mapping[str, torch.Tensor],
+        residual: dict[str, torch.Tensor],
+        velocity: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
+        """What arrives by a code of a trial, with error feedback.
+
+        Formula of momentum: Lin et al., Deep Gradient Compression, https://arxiv.org/abs/1712.01887, with its
+        momentum factor masking where only some values are sent.
+        """
         sent = {}
         for name, value in values.items():
-            whole = value.float() + residual.get(name, 0.0)
+            velocity[name] = value.float() + self.way.momentum * velocity.get(name, 0.0)
+            whole = velocity[name] + residual.get(name, 0.0)
             sent[name], num_bytes = TRIALS[self.way.up](whole)
             residual[name] = whole - sent[name]
+            if self.way.up in SPARSE:
+                velocity[name] = velocity[name].where(sent[name] == 0, 0.0)
             self.bytes_up += num_bytes
         return sent
 
@@ -193,7 +209,9 @@ class Federation:
         if self.way.params_type == "FULL":
             self.model = dict(mean)
         else:
-            self.model = {name: value + mean[name] for name, value in self.model.items()}
+            self.model = {
+                name: value + self.way.server_rate * mean[name] for name, value in self.model.items()
+            }
 
     def _mean_loss(self, number: int) -> float:
         losses = []

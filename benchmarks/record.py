@@ -25,7 +25,7 @@ def record(benchmark: str, rows: Iterable[Mapping[str, Any]], **conditions: Any)
     """Append one run to the benchmark's records.
 
     Args:
-        benchmark: name of the program under ``benchmarks/``.
+        benchmark: name of the program under ``benchmarks/``, or of one of its tables.
         rows: what it measured, a row a case; units in the names (``wall_s``, ``server_bytes``).
         conditions: what else a reader must know: sizes, seeds, device, what ran beside it.
 
@@ -36,7 +36,7 @@ def record(benchmark: str, rows: Iterable[Mapping[str, Any]], **conditions: Any)
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "command": f"python -m benchmarks.{benchmark} {shlex.join(sys.argv[1:])}".rstrip(),
+        "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".rstrip(),
         "machine": machine(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         **conditions,
