@@ -42,7 +42,7 @@ WAYS = [
 ]
 SPARSITY = [
     Way("fp32", "fp32", "fp32"),
-    Way("fp32, momentum", "fp32", "all", "DIFF", momentum=0.9, server_rate=0.3),
+    Way("fp32, momentum", "fp32", "all", "DIFF", momentum=0.5, server_rate=0.7),
     Way("int2 up, feedback", "fp32", "int2", "DIFF", error_feedback=True),
     *(
         way
@@ -177,7 +177,7 @@ def _line(mode: str, way: str, own: list[Record], base: list[Record]) -> Record:
 
 
 def _bytes_to_reach(own: list[Record], base: list[Record]) -> int | None:
-    """Mean bytes until the loss is within 1 % of what fp32 ends with; None where a seed does not get there."""
+    """Mean bytes until the loss is within 1 % of what fp32 ends with; None where a seed never is."""
     spent = []
     for one, other in zip(own, base, strict=True):
         goal, losses = 1.01 * other["eval_losses"][-1], one["eval_losses"]
