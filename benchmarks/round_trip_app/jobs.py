@@ -47,7 +47,7 @@ def write_job(folder: Path, run: str, model: Path, num_clients: int, num_rounds:
                 "tasks": ["train"],
                 "executor": {
                     "path": "round_trip_parts.AddingExecutor",
-                    "args": {"sends_change": precision in OF_CHANGES},
+                    "args": {"is_ours": side == "ours", "sends_change": precision in OF_CHANGES},
                 },
             }
         ],

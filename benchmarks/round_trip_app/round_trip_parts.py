@@ -14,10 +14,15 @@ CHANGE = 1e-3
 class AddingExecutor(Executor):
     """Answers `train` with the incoming weights plus a small change: a round without its training."""
 
-    def __init__(self, sends_change: bool = False):
-        """Register what sends tensors; `sends_change` sends the change alone."""
+    def __init__(self, is_ours: bool, sends_change: bool = False):
+        """Register what sends tensors, the package's or FLARE's; `sends_change` sends the change alone."""
         super().__init__()
-        fobs.register(TensorDecomposer)
+        if is_ours:
+            from nvflare_llm_components.flare.arrival import register_tensors
+
+            register_tensors()
+        else:
+            fobs.register(TensorDecomposer)
         self.sends_change = sends_change
 
     def execute(self, task_name, shareable, fl_ctx, abort_signal):

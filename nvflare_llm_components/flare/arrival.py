@@ -12,6 +12,7 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.utils import fobs
 
+from nvflare_llm_components.flare.slices import SlicedTensors, fetch_tensors
 from nvflare_llm_components.tensors.text import printable
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,12 @@ class ArrivingTensors(TensorDecomposer):
     What checks a result finds empty tensors, refuses it by the first one's name, and the round goes on.
     """
 
+    def to_downloadable(
+        self, items: dict[str, torch.Tensor], max_chunk_size: int, fobs_ctx: dict[str, Any]
+    ) -> SlicedTensors:
+        """See FLARE's TensorDecomposer."""
+        return SlicedTensors(items, max_chunk_size)
+
     def download(self, from_fqcn: str, ref_id: str, **options: Any) -> tuple[str, Any]:
         """See FLARE's TensorDecomposer."""
         try:
@@ -47,6 +54,15 @@ class ArrivingTensors(TensorDecomposer):
         site = printable(from_fqcn.partition(".")[0])
         logger.warning("A result of '%s' did not arrive whole and does not count: %s", site, printable(error))
         return "", Lost()
+
+    @staticmethod
+    def _download(cell: Any, use_disk: bool, root_dir: str | None = None, **options: Any) -> tuple[Any, Any]:
+        if use_disk:
+            found: tuple[Any, Any] = TensorDecomposer._download(
+                cell=cell, use_disk=True, root_dir=root_dir, **options
+            )
+            return found
+        return fetch_tensors(cell, **options)
 
 
 def register_tensors() -> None:
