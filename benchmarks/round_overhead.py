@@ -83,7 +83,7 @@ def pure_seconds(plan: Plan, folder: Path) -> float:
 def executor_of(side: str, plan: Plan, folder: Path) -> dict[str, Any]:
     """The client's executor: ours, none that trains, or flare.patch in an external process."""
     if side == "messages":
-        return {"path": f"{STOCK_MODEL.stem}.AddingExecutor", "args": {"is_ours": side == "ours"}}
+        return {"path": f"{STOCK_MODEL.stem}.AddingExecutor", "args": {"is_ours": True}}
     if side.startswith("ours"):
         return {
             "path": "nvflare_llm_components.executors.HFSFTExecutor",

@@ -12,10 +12,16 @@ CHANGE = 1e-3
 
 
 class AddingExecutor(Executor):
-    """Answers `train` with the incoming weights plus a small change: a round without its training."""
+    """Answers `train` with the incoming weights plus a small change: a round without its training.
+
+    Like a trainer it holds its model from round to round, and writes what comes in into it.
+
+    Args:
+        is_ours: whether tensors travel the package's way or FLARE's.
+        sends_change: whether it sends the change alone.
+    """
 
     def __init__(self, is_ours: bool, sends_change: bool = False):
-        """Register what sends tensors, the package's or FLARE's; `sends_change` sends the change alone."""
         super().__init__()
         if is_ours:
             from nvflare_llm_components.flare.arrival import register_tensors
@@ -24,19 +30,27 @@ class AddingExecutor(Executor):
         else:
             fobs.register(TensorDecomposer)
         self.sends_change = sends_change
+        self.model: dict[str, torch.Tensor] = {}
 
     def execute(self, task_name, shareable, fl_ctx, abort_signal):
-        """Take the values out of the message one by one: each is this site's own, and changed in place."""
+        """Take the values out of the message one by one, so that each is let go of when it is written."""
         incoming = from_shareable(shareable)
         shareable.pop("DXO")
-        result = {}
         while incoming.data:
-            name, value = incoming.data.popitem()
-            value = value.materialize() if hasattr(value, "materialize") else torch.as_tensor(value)
-            result[name] = value.fill_(CHANGE) if self.sends_change else value.add_(CHANGE)
+            self._load(*incoming.data.popitem())
+        for value in self.model.values():
+            value.fill_(CHANGE) if self.sends_change else value.add_(CHANGE)
         kind = DataKind.WEIGHT_DIFF if self.sends_change else DataKind.WEIGHTS
-        dxo = DXO(kind, data=result, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1})
+        dxo = DXO(kind, data=dict(self.model), meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1})
         return dxo.update_shareable(make_reply(ReturnCode.OK))
+
+    def _load(self, name, value):
+        if name not in self.model:
+            self.model[name] = torch.empty(value.shape, dtype=value.dtype)
+        flat, begin = self.model[name].view(-1), 0
+        for block in value.blocks() if hasattr(value, "blocks") else [torch.as_tensor(value).reshape(-1)]:
+            flat[begin : begin + block.numel()] = block
+            begin += block.numel()
 
 
 class StockModel(torch.nn.Module):
