@@ -180,6 +180,7 @@ class PrecisionQuantizeFilter(PrecisionFilter):
         return self._encode_whole(dxo, fl_ctx)
 
     def _encode_result(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> Message:
+        trim()  # what the task's message took
         if self._undecoded_task is not None:
             raise ValueError(missing_half("client", "task_data_filters", self._undecoded_task))
         current_round = round_of(shareable)

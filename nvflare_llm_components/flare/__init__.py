@@ -18,6 +18,9 @@ Read in this order:
                      it
 - :mod:`.arrival`    Tensors on their way to the server from a site that dies: its result is lost, and no
                      job with it
+- :mod:`.slices`     Tensors in slices: what a transfer takes of memory is a slice, not the largest tensor
+- :mod:`.stores`     Where tensors that arrive in pieces are put together: in memory, or in a file that is
+                     mapped
 - :mod:`.waiting`    Where results wait for the average: in files of the job's own run directory, by FLARE's
                      disk offload
 - :mod:`.headers`    What the adapters tell each other through FLARE's messages: each may run without the

@@ -57,12 +57,7 @@ class ArrivingTensors(TensorDecomposer):
 
     @staticmethod
     def _download(cell: Any, use_disk: bool, root_dir: str | None = None, **options: Any) -> tuple[Any, Any]:
-        if use_disk:
-            found: tuple[Any, Any] = TensorDecomposer._download(
-                cell=cell, use_disk=True, root_dir=root_dir, **options
-            )
-            return found
-        return fetch_tensors(cell, **options)
+        return fetch_tensors(cell, root_dir if use_disk else None, **options)
 
 
 def register_tensors() -> None:

@@ -2,8 +2,8 @@
 
 FLARE packs each tensor as a whole, and keeps the packed bytes until all receivers have them. Here a reply
 holds views of the tensors' own memory, at most :data:`SLICE_BYTES`, and the receiver writes them where they
-belong. A receiver says with its first request that it knows slices; to one that does not, and from a sender
-that does not, tensors travel FLARE's way.
+belong: into the tensors, or into a file that is mapped. A receiver says with its first request that it knows
+slices; to one that does not, and from a sender that does not, tensors travel FLARE's way.
 
 A reply is a list: a header, and one buffer for each slice that the header tells of::
 
@@ -18,13 +18,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from nvflare.app_opt.pt.tensor_downloader import TensorConsumer, TensorDownloadable
+from nvflare.app_opt.pt.tensor_downloader import TensorDownloadable
+from nvflare.fuel.f3.streaming.cacheable import ItemConsumer
 from nvflare.fuel.f3.streaming.download_service import ProduceRC, download_object
+from safetensors.torch import load
+
+from nvflare_llm_components.flare.stores import InMemory, OnDisk, Store, flat_bytes
 
 SLICE_BYTES = 16 * 2**20
 """Above 10 MB FLARE sends a buffer as it is, below it copies it into its message; enough for a long line."""
+_MOST_SLICES = 1000  # of a reply
 _KNOWN = "slices"
 _STATE = "state"  # FLARE's name of what a request continues from
 _DTYPES: dict[str, torch.dtype] = {
@@ -36,7 +40,8 @@ _DTYPES: dict[str, torch.dtype] = {
 }
 _MAX_DIMS = 64
 _MAX_BYTES = 1 << 42  # of one tensor
-_MAX_HEADER = 1 << 20
+_MAX_HEADER = 1 << 22
+Cut = tuple[str, slice]
 
 
 class SliceError(ValueError):
@@ -65,7 +70,7 @@ class SlicedTensors(TensorDownloadable):
             return whole
         number = state[_KNOWN]
         if not isinstance(number, int) or not 0 <= number <= len(self._replies):
-            raise SliceError(f"a request should continue from a reply of {len(self._replies)}")
+            raise SliceError(f"a request should continue from one of {len(self._replies)} replies")
         if number == len(self._replies):
             return ProduceRC.EOF, None, {}
         tensors = self.base_obj
@@ -73,17 +78,22 @@ class SlicedTensors(TensorDownloadable):
             raise SliceError("a request came after the tensors were let go of")
         cuts = self._replies[number]
         header = json.dumps([_described(name, tensors[name], part.start) for name, part in cuts]).encode()
-        buffers = [_bytes_of(tensors[name], part) for name, part in cuts]
+        buffers = [flat_bytes(tensors[name])[part].cpu().numpy().data for name, part in cuts]
         return ProduceRC.OK, [header, *buffers], {_KNOWN: number + 1}
 
 
-class SliceConsumer(TensorConsumer):
-    """Puts tensors together from what a sender replies."""
+class SliceConsumer(ItemConsumer):
+    """Puts tensors together from what a sender replies.
 
-    def __init__(self) -> None:
-        super().__init__(None, {})
+    Args:
+        store: where.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
         self.result: dict[str, torch.Tensor] | None = None
-        self._arriving = _Arriving("", torch.empty(0))
+        self._store = store
+        self._arriving: _Arriving | None = None
 
     def consume(self, ref_id: str, state: dict[str, Any], data: Any) -> dict[str, Any]:
         """See FLARE's Consumer.
@@ -96,10 +106,18 @@ class SliceConsumer(TensorConsumer):
             return whole
         header, *buffers = data if isinstance(data, list) and data else [b""]
         for described, buffer in zip(_checked_header(header, len(buffers)), buffers, strict=True):
-            if described["name"] != self._arriving.name or self.result is None:
+            if self._arriving is None or described["name"] != self._arriving.described["name"]:
                 self._begin(described)
-            self._arriving.put(described, buffer)
+            assert self._arriving is not None
+            self._store.write(self._arriving.advance(described, buffer), buffer)
         return state
+
+    def consume_items(self, items: list[Any], result: Any) -> None:
+        """Put in tensors that FLARE's own sender has packed."""
+        for item in items:
+            for name, tensor in load(item).items():
+                self._store.begin(name, tensor.dtype, tensor.shape)
+                self._store.write(0, flat_bytes(tensor).numpy().data)
 
     def download_completed(self, ref_id: str) -> None:
         """See FLARE's Consumer.
@@ -107,49 +125,52 @@ class SliceConsumer(TensorConsumer):
         Raises:
             SliceError: where a part of a tensor is missing.
         """
-        self._arriving.check_is_whole()
+        self._check_is_whole()
+        self.result = self._store.tensors()
         super().download_completed(ref_id)
 
-    def _begin(self, described: Mapping[str, Any]) -> None:
-        self._arriving.check_is_whole()
-        name, tensors = described["name"], self.result or {}
-        if name in tensors:
-            raise SliceError("a tensor should come once")
-        tensors[name] = torch.empty(described["shape"], dtype=_DTYPES[described["dtype"]])
-        self.result, self._arriving = tensors, _Arriving(name, tensors[name])
+    def download_failed(self, ref_id: str, reason: str) -> None:
+        """See FLARE's Consumer."""
+        self._store.close()
+        super().download_failed(ref_id, reason)
+
+    def _begin(self, described: dict[str, Any]) -> None:
+        self._check_is_whole()
+        self._arriving = _Arriving(described, _size_of(described))
+        self._store.begin(described["name"], _DTYPES[described["dtype"]], described["shape"])
+
+    def _check_is_whole(self) -> None:
+        if self._arriving and self._arriving.end != self._arriving.size:
+            raise SliceError(f"a tensor should have {self._arriving.size} bytes, not {self._arriving.end}")
 
 
 @dataclass
 class _Arriving:
     """A tensor of which slices have come up to `end`, in bytes."""
 
-    name: str
-    tensor: torch.Tensor
+    described: Mapping[str, Any]
+    size: int
     end: int = 0
 
-    def put(self, described: Mapping[str, Any], buffer: Any) -> None:
-        if described != _described(self.name, self.tensor, self.end) or not isinstance(buffer, bytes):
-            raise SliceError(f"a slice should continue its tensor at {self.end}")
-        start, self.end = self.end, self.end + len(buffer)
-        if self.end > self.tensor.nbytes or (not buffer and self.tensor.nbytes):
-            raise SliceError(
-                f"a slice should have 1 to {self.tensor.nbytes - start} bytes, not {len(buffer)}"
-            )
-        if buffer:
-            _flat(self.tensor).numpy()[start : self.end] = np.frombuffer(buffer, np.uint8)
-
-    def check_is_whole(self) -> None:
-        if self.end != self.tensor.nbytes:
-            raise SliceError(f"a tensor should have {self.tensor.nbytes} bytes, not {self.end}")
+    def advance(self, described: Mapping[str, Any], buffer: Any) -> int:
+        """Where a slice begins, once it is the one that must come next."""
+        start = self.end
+        if described != {**self.described, "start": start} or not isinstance(buffer, bytes):
+            raise SliceError(f"a slice should continue its tensor at {start}")
+        self.end += len(buffer)
+        if self.end > self.size or (not buffer and self.size):
+            raise SliceError(f"a slice should have 1 to {self.size - start} bytes, not {len(buffer)}")
+        return start
 
 
 def fetch_tensors(
-    cell: Any, *, from_fqcn: str, ref_id: str, **options: Any
+    cell: Any, folder: str | None = None, *, from_fqcn: str, ref_id: str, **options: Any
 ) -> tuple[str | None, dict[str, torch.Tensor] | None]:
     """Fetch a message's tensors, in slices where the sender knows them.
 
     Args:
         cell: of FLARE.
+        folder: where they wait in a file; None is memory.
         from_fqcn: FLARE's name of the sender.
         ref_id: of what it has.
         options: those of FLARE's `download_object`.
@@ -157,7 +178,7 @@ def fetch_tensors(
     Returns:
         Why it failed, or None; and the tensors by FLARE's name for them.
     """
-    consumer = SliceConsumer()
+    consumer = SliceConsumer(InMemory() if folder is None else OnDisk(folder))
     download_object(
         from_fqcn=from_fqcn, ref_id=ref_id, consumer=consumer, cell=_KnowingSlices(cell), **options
     )
@@ -185,14 +206,14 @@ class _KnowingSlices:
         return self._cell.send_request(request=request, **options)
 
 
-def _replies(sizes: Mapping[str, int], slice_bytes: int) -> list[list[tuple[str, slice]]]:
+def _replies(sizes: Mapping[str, int], slice_bytes: int) -> list[list[Cut]]:
     """The slices of each reply: at most `slice_bytes`, of one large tensor or of several small ones."""
-    replies: list[list[tuple[str, slice]]] = []
+    replies: list[list[Cut]] = []
     room = 0
     for name, size in sizes.items():
         for start in range(0, max(size, 1), slice_bytes):
             part = slice(start, min(start + slice_bytes, size))
-            if not replies or part.stop - part.start > room:
+            if not replies or part.stop - part.start > room or len(replies[-1]) == _MOST_SLICES:
                 replies.append([])
                 room = slice_bytes
             replies[-1].append((name, part))
@@ -205,13 +226,10 @@ def _described(name: str, tensor: torch.Tensor, start: int) -> dict[str, Any]:
     return {"name": name, "dtype": dtype, "shape": list(tensor.shape), "start": start}
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().reshape(-1).view(torch.uint8)
-
-
-def _bytes_of(tensor: torch.Tensor, part: slice) -> memoryview:
-    data: memoryview = _flat(tensor)[part].cpu().numpy().data
-    return data
+def _size_of(described: Mapping[str, Any]) -> int:
+    """Bytes of a tensor."""
+    size: int = math.prod(described["shape"]) * _DTYPES[described["dtype"]].itemsize
+    return size
 
 
 def _checked_header(header: Any, num_slices: int) -> list[dict[str, Any]]:
@@ -236,9 +254,7 @@ def _is_description(told: Any) -> bool:
         return False
     if not all(is_right(told[field]) for field, is_right in _FIELDS.items()):
         return False
-    num_weights: int = math.prod(max(size, 1) for size in told["shape"])
-    size_bytes: int = num_weights * _DTYPES[told["dtype"]].itemsize
-    return size_bytes <= _MAX_BYTES
+    return _size_of({**told, "shape": [max(size, 1) for size in told["shape"]]}) <= _MAX_BYTES
 
 
 def _is_size(value: Any) -> bool:
