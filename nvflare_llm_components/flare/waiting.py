@@ -1,7 +1,8 @@
 """Where results wait for the average: in files of the job's own run directory, by FLARE's disk offload.
 
 FLARE writes what arrives below ``TMPDIR``, which is often memory, or small. It looks its folder up at each
-message, so that another one can be named once it has set its own.
+message, so that another one can be named once it has set its own. In the simulator it sets it for the
+server's line, but results arrive on the job's: both are set here.
 """
 
 import shutil
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from nvflare.app_common.utils import tensor_disk_offload_context as offload
+from nvflare.fuel.f3.cellnet.core_cell import CoreCell
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 FOLDER = "waiting_results"
 _IN_MEMORY = ("tmpfs", "ramfs")
@@ -43,14 +46,25 @@ def open_room(run_dir: Path, engine: Any, model: Mapping[str, Any], num_results:
             f"Results wait for the average in memory: {needed / 1e6:,.1f} MB may be needed in {folder}, "
             f"{free / 1e6:,.1f} MB are free."
         )
-    cell.update_fobs_context({offload._TENSOR_DISK_OFFLOAD_ROOT_DIR: str(folder)})
+    for line in (cell, *_job_cells(run_dir)):
+        line.update_fobs_context(
+            {offload._ENABLE_TENSOR_DISK_OFFLOAD: True, offload._TENSOR_DISK_OFFLOAD_ROOT_DIR: str(folder)}
+        )
     kept_in_memory = f"Results wait for the average in {folder}, whose file system is kept in memory."
     return kept_in_memory if is_in_memory(folder) else ""
 
 
 def close_room(run_dir: Path) -> None:
-    """Remove the folder with all that still waits there."""
+    """Remove the folder with all that still waits there; what arrives later is kept in memory."""
+    for line in _job_cells(run_dir):
+        line.update_fobs_context({offload._ENABLE_TENSOR_DISK_OFFLOAD: False})
     shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
+
+
+def _job_cells(run_dir: Path) -> list[CoreCell]:
+    """FLARE's cell of the job on the server, in this process."""
+    cell = CoreCell.ALL_CELLS.get(FQCN.join([FQCN.ROOT_SERVER, run_dir.name]))
+    return [] if cell is None else [cell]
 
 
 def is_in_memory(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:

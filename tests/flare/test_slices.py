@@ -154,9 +154,7 @@ def test_a_full_disk_fails_the_fetch(tmp_path: Path):
     )
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, soft_hard[1]))
     try:
-        error, found = fetch_tensors(
-            cell, str(tmp_path), from_fqcn="loop", ref_id=ref, per_request_timeout=5
-        )
+        error, found = fetch_tensors(cell, str(tmp_path), from_fqcn="loop", ref_id=ref, per_request_timeout=5)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, soft_hard)
     assert found is None

@@ -9,6 +9,7 @@ from nvflare.app_common.utils.tensor_disk_offload_context import (
     cleanup_tensor_disk_offload,
     setup_tensor_disk_offload,
 )
+from nvflare.fuel.f3.cellnet.core_cell import CoreCell
 
 from nvflare_llm_components.flare import waiting
 from nvflare_llm_components.flare.waiting import FOLDER, close_room, is_in_memory, open_room
@@ -48,6 +49,18 @@ def test_results_wait_in_the_run_directory_until_flare_ends_its_offload(engine, 
     close_room(tmp_path)
     assert engine.run_manager.cell.context["enable_tensor_disk_offload"] is False
     assert not (tmp_path / FOLDER).exists()
+
+
+def test_results_wait_there_in_the_simulator_too_whose_job_has_a_line_of_its_own(
+    engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    line = Cell()
+    monkeypatch.setitem(CoreCell.ALL_CELLS, f"server.{tmp_path.name}", line)
+    setup_tensor_disk_offload(engine, enabled=True)
+    open_room(tmp_path, engine, MODEL, 3)
+    assert line.context == engine.run_manager.cell.context
+    close_room(tmp_path)
+    assert line.context["enable_tensor_disk_offload"] is False
 
 
 def test_a_disk_without_room_is_not_filled(engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
