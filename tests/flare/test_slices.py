@@ -1,7 +1,6 @@
 """Tensors in slices, through FLARE's own download service and message encoding."""
 
 import json
-import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -137,14 +136,14 @@ def test_either_side_may_be_flares_own(sends: str, fetches: str, tmp_path: Path)
 
 
 def test_a_file_of_a_message_has_no_name_and_one_descriptor_until_it_is_mapped(tmp_path: Path):
-    before = len(os.listdir("/proc/self/fd"))
+    before = num_descriptors()
     found = passed_on(SlicedTensors(some_tensors(), 100, 50), OnDisk(str(tmp_path)))
     assert not list(tmp_path.iterdir())
-    assert len(os.listdir("/proc/self/fd")) <= before + 1  # of the mapping
+    assert num_descriptors() <= before + 1  # of the mapping
     assert found is not None
     found["T0"][0] = 7.0  # is the receiver's own
     del found
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert num_descriptors() == before
 
 
 def test_a_full_disk_fails_the_fetch(tmp_path: Path):
@@ -160,6 +159,10 @@ def test_a_full_disk_fails_the_fetch(tmp_path: Path):
     assert found is None
     assert error is not None
     assert "File too large" in error
+
+
+def num_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def told(**changes: Any) -> dict[str, Any]:
