@@ -76,23 +76,21 @@ def _spread(seconds: list[float]) -> str:
 
 
 def round_overhead() -> Iterator[Line]:
-    """A job's time over its training alone, beside flare.patch."""
-    found = latest("round_overhead", "run")
-    if not found or "stock" not in found[1]:
-        return
-    run, rows = found
-    size = f"{run['model_bytes'] / 2**20:.0f} MiB"
-    what = f"{run['num_rounds']} rounds of {run['num_steps']} steps of a {size} model"
-    ours = ", ".join(
-        f"{row['of_pure']:.2f} x {name.removeprefix('ours-')}"
-        for name, row in rows.items()
-        if name.startswith("ours")
-    )
-    yield (
-        f"{what}, over training alone ({rows['pure']['seconds']:.1f} s)",
-        f"stock `flare.patch` {rows['stock']['of_pure']:.2f} x",
-        f"{ours}; {rows['messages']['of_pure']:.2f} x is FLARE's messages alone",
-    )
+    """A job's time over its training alone, by the length of rounds; beside flare.patch where that ran."""
+    for run in {run["num_steps"]: run for run in records("round_overhead")}.values():
+        rows = {row["run"]: row for row in run["rows"]}
+        size = f"{run['model_bytes'] / 2**20:.0f} MiB"
+        what = f"{run['num_rounds']} rounds of {run['num_steps']} steps of a {size} model"
+        ours = ", ".join(
+            f"{row['of_pure']:.2f} x {name.removeprefix('ours-')}"
+            for name, row in rows.items()
+            if name.startswith("ours")
+        )
+        yield (
+            f"{what}, over training alone ({rows['pure']['seconds']:.1f} s)",
+            f"stock `flare.patch` {rows['stock']['of_pure']:.2f} x" if "stock" in rows else "",
+            f"{ours}; {rows['messages']['of_pure']:.2f} x is FLARE's messages alone",
+        )
 
 
 def table() -> str:
@@ -132,11 +130,8 @@ def _losses() -> list[str]:
         return []
     rows = {(row["mode"], row["way"]): row for row in found[-1]["rows"]}
     seeds = next(iter(rows.values()))["num_seeds"]
-    lines = [
-        "",
-        f"| messages ({seeds} seeds) | all weights: loss, bytes | LoRA: loss, bytes |",
-        "|---|---|---|",
-    ]
+    columns = [f"{mode}: loss, bytes | to fp32 + 1 %" for mode in ("all weights", "LoRA")]
+    lines = ["", f"| messages ({seeds} seeds) | {' | '.join(columns)} |", "|---|---|---|---|---|"]
     for way in dict.fromkeys(way for _, way in rows):
         cells = [_loss(rows.get((mode, way))) for mode in ("sft", "lora")]
         lines.append(f"| {way} | {' | '.join(cells)} |")
@@ -144,7 +139,13 @@ def _losses() -> list[str]:
 
 
 def _loss(row: dict[str, Any] | None) -> str:
-    return f"{row['final']:.4f} ({row['excess']:+.2%}), {row['ratio']:.1%}" if row else ""
+    """Two cells: the loss and its spread, against fp32, and bytes; and the bytes to fp32's loss + 1 %."""
+    if not row:
+        return " | "
+    against = f"{row['excess']:+.2%} ± {row['excess_spread']:.2%}"
+    reached = row["bytes_to_reach"]
+    loss = f"{row['final']:.4f} ± {row['spread']:.4f} ({against}), {row['ratio']:.1%}"
+    return f"{loss} | {'not reached' if reached is None else f'{reached / 1e6:.0f} MB'}"
 
 
 def evidence() -> str:

@@ -12,13 +12,30 @@ from benchmarks.evidence_cell import SITES
 def test_losses_are_told_where_several_seeds_were_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RECORDS", tmp_path)
     assert "seeds" not in figures.precisions()
-    row = {"mode": "sft", "way": "int8", "num_seeds": 3, "final": 2.0, "excess": 0.001, "ratio": 0.25}
+    row = {"mode": "sft", "way": "int8", "num_seeds": 3, "final": 2.0, "spread": 0.01, "ratio": 0.25}
+    row |= {"excess": 0.001, "excess_spread": 0.0002, "bytes_to_reach": 3_400_000}
     run = {"command": "python -m benchmarks.convergence", "date": "2026-11-26", "commit": "0123456789"}
     runs = [run | {"rows": [row]}, run | {"rows": [row | {"num_seeds": 1, "final": 9.0}]}]
     (tmp_path / "convergence.jsonl").write_text("".join(json.dumps(each) + "\n" for each in runs))
     text = figures.precisions()
     assert "| messages (3 seeds) |" in text
-    assert "| int8 | 2.0000 (+0.10%), 25.0% |  |" in text
+    assert "| int8 | 2.0000 ± 0.0100 (+0.10% ± 0.02%), 25.0% | 3 MB |  |  |" in text
+
+
+def test_the_length_of_rounds_tells_what_a_job_takes_over_training_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RECORDS", tmp_path)
+    pure = {"run": "pure", "seconds": 30.0}
+    ours, stock, messages = (
+        {"run": name, "of_pure": share}
+        for name, share in (("ours-int8", 1.6), ("stock", 2.5), ("messages", 0.4))
+    )
+    short = {"num_rounds": 3, "num_steps": 5, "model_bytes": 2**20, "rows": [pure, ours, stock, messages]}
+    long = short | {"num_steps": 40, "rows": [pure, ours | {"of_pure": 1.05}, messages]}
+    lines = "".join(json.dumps(each) + "\n" for each in (short | {"rows": [pure, messages]}, short, long))
+    (tmp_path / "round_overhead.jsonl").write_text(lines)
+    first, second = figures.round_overhead()
+    assert first[1:] == ("stock `flare.patch` 2.50 x", "1.60 x int8; 0.40 x is FLARE's messages alone")
+    assert second[1:] == ("", "1.05 x int8; 0.40 x is FLARE's messages alone")
 
 
 def test_evidence_is_paired_with_fedavg_and_tells_its_scale(tmp_path, monkeypatch):
