@@ -12,7 +12,7 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.utils import fobs
 
-from nvflare_llm_components.flare.slices import SlicedTensors, fetch_tensors
+from nvflare_llm_components.flare.slices import SLICE_BYTES, SlicedTensors, fetch_tensors
 from nvflare_llm_components.tensors.text import printable
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ class ArrivingTensors(TensorDecomposer):
         self, items: dict[str, torch.Tensor], max_chunk_size: int, fobs_ctx: dict[str, Any]
     ) -> SlicedTensors:
         """See FLARE's TensorDecomposer."""
-        return SlicedTensors(items, max_chunk_size)
+        is_default = max_chunk_size == self.max_chunk_size
+        return SlicedTensors(items, max_chunk_size, SLICE_BYTES if is_default else max_chunk_size)
 
     def download(self, from_fqcn: str, ref_id: str, **options: Any) -> tuple[str, Any]:
         """See FLARE's TensorDecomposer."""

@@ -2,6 +2,8 @@
 
 import ctypes
 import gc
+import os
+from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # Below it a buffer is reused, such as a codec's for a chunk; above it every free goes back at once.
@@ -17,7 +19,7 @@ def keep_large_buffers_apart() -> None:
     Its threshold grows to 32 MiB with the buffers that are freed, unless it is set; tensors of that size
     would then lie in heaps, between small objects that outlive them.
     """
-    libc = ctypes.CDLL(None)
+    libc = _libc()
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
         libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
@@ -37,6 +39,10 @@ def give_back() -> None:
 
 def trim() -> None:
     """Return the free pages of all heaps to the system, in milliseconds; nothing without glibc."""
-    libc = ctypes.CDLL(None)
+    libc = _libc()
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None) if os.name == "posix" else None

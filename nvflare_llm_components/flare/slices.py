@@ -14,14 +14,16 @@ The slices of a tensor follow each other, and so do the tensors; `start` counts 
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from nvflare.app_opt.pt import tensor_downloader as downloader
 from nvflare.app_opt.pt.tensor_downloader import TensorDownloadable
 from nvflare.fuel.f3.streaming.cacheable import ItemConsumer
-from nvflare.fuel.f3.streaming.download_service import ProduceRC, download_object
+from nvflare.fuel.f3.streaming.download_service import DownloadService, ProduceRC, download_object
 from safetensors.torch import load
 
 from nvflare_llm_components.flare.stores import InMemory, OnDisk, Store, flat_bytes
@@ -34,13 +36,14 @@ _STATE = "state"  # FLARE's name of what a request continues from
 _DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
     for name in (
-        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+        *("float64", "float32", "float16", "bfloat16"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
         *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool", "complex64"),
     )
 }
 _MAX_DIMS = 64
 _MAX_BYTES = 1 << 42  # of one tensor
-_MAX_HEADER = 1 << 22
+_MAX_HEADER = 1 << 20
 Cut = tuple[str, slice]
 
 
@@ -60,12 +63,18 @@ class SlicedTensors(TensorDownloadable):
     def __init__(
         self, tensors: dict[str, torch.Tensor], max_chunk_size: int, slice_bytes: int = SLICE_BYTES
     ) -> None:
-        super().__init__({name: tensor.contiguous() for name, tensor in tensors.items()}, max_chunk_size)
+        super().__init__({name: _plain(tensor) for name, tensor in tensors.items()}, max_chunk_size)
         self._replies = _replies({name: tensor.nbytes for name, tensor in tensors.items()}, slice_bytes)
+        self._is_known = all(_dtype_name(tensor) in _DTYPES for tensor in tensors.values())
+
+    def set_transaction(self, tx_id: str, ref_id: str) -> None:
+        """See FLARE's Downloadable. What is packed for one receiver is not kept for others."""
+        super().set_transaction(tx_id, ref_id)
+        self.num_receivers = 1
 
     def produce(self, state: Any, requester: str) -> tuple[str, Any, dict[str, Any]]:
         """See FLARE's Downloadable."""
-        if not isinstance(state, dict) or _KNOWN not in state:
+        if not self._is_known or not isinstance(state, dict) or _KNOWN not in state:
             whole: tuple[str, Any, dict[str, Any]] = super().produce(state, requester)
             return whole
         number = state[_KNOWN]
@@ -93,23 +102,24 @@ class SliceConsumer(ItemConsumer):
         super().__init__()
         self.result: dict[str, torch.Tensor] | None = None
         self._store = store
-        self._arriving: _Arriving | None = None
+        self._is_sliced: bool | None = None
+        self._begun: dict[str, Any] = {}
 
     def consume(self, ref_id: str, state: dict[str, Any], data: Any) -> dict[str, Any]:
         """See FLARE's Consumer.
 
         Raises:
-            SliceError: for slices that are not what is described, or not in their order.
+            ValueError: for slices that are not what is described, not in their order, or among whole tensors.
         """
-        if _KNOWN not in state:
+        if self._is_sliced not in (None, _KNOWN in state):
+            raise SliceError("a message should come in slices or in whole tensors, not in both")
+        self._is_sliced = _KNOWN in state
+        if not self._is_sliced:
             whole: dict[str, Any] = super().consume(ref_id, state, data)
             return whole
         header, *buffers = data if isinstance(data, list) and data else [b""]
         for described, buffer in zip(_checked_header(header, len(buffers)), buffers, strict=True):
-            if self._arriving is None or described["name"] != self._arriving.described["name"]:
-                self._begin(described)
-            assert self._arriving is not None
-            self._store.write(self._arriving.advance(described, buffer), buffer)
+            self._put(described, buffer)
         return state
 
     def consume_items(self, items: list[Any], result: Any) -> None:
@@ -117,50 +127,44 @@ class SliceConsumer(ItemConsumer):
         for item in items:
             for name, tensor in load(item).items():
                 self._store.begin(name, tensor.dtype, tensor.shape)
-                self._store.write(0, flat_bytes(tensor).numpy().data)
+                self._store.append(flat_bytes(tensor).numpy().data)
 
     def download_completed(self, ref_id: str) -> None:
         """See FLARE's Consumer.
 
         Raises:
-            SliceError: where a part of a tensor is missing.
+            ValueError: where a part of a tensor is missing.
         """
-        self._check_is_whole()
         self.result = self._store.tensors()
         super().download_completed(ref_id)
 
     def download_failed(self, ref_id: str, reason: str) -> None:
-        """See FLARE's Consumer."""
-        self._store.close()
+        """See FLARE's Consumer; FLARE also calls it, from another thread, to cut a fetch short."""
         super().download_failed(ref_id, reason)
+        self._store.close()
 
-    def _begin(self, described: dict[str, Any]) -> None:
-        self._check_is_whole()
-        self._arriving = _Arriving(described, _size_of(described))
-        self._store.begin(described["name"], _DTYPES[described["dtype"]], described["shape"])
+    def _put(self, described: dict[str, Any], buffer: Any) -> None:
+        """One slice, which begins a tensor or continues it where it stands."""
+        if described["name"] != self._begun.get("name"):
+            self._store.begin(described["name"], _DTYPES[described["dtype"]], described["shape"])
+            self._begun = described
+        if described != {**self._begun, "start": self._store.end} or not isinstance(buffer, bytes):
+            raise SliceError(f"a slice should continue its tensor at {self._store.end}")
+        if not buffer and _size_of(described):
+            raise SliceError("a slice should have bytes")
+        self._store.append(buffer)
 
-    def _check_is_whole(self) -> None:
-        if self._arriving and self._arriving.end != self._arriving.size:
-            raise SliceError(f"a tensor should have {self._arriving.size} bytes, not {self._arriving.end}")
 
+class _DiskConsumer(SliceConsumer):
+    """One that FLARE can cut short with all others whose files lie in a folder: its workflow has ended."""
 
-@dataclass
-class _Arriving:
-    """A tensor of which slices have come up to `end`, in bytes."""
+    def __init__(self, folder: str) -> None:
+        super().__init__(OnDisk(folder))
+        self._folder = Path(folder).resolve()
 
-    described: Mapping[str, Any]
-    size: int
-    end: int = 0
-
-    def advance(self, described: Mapping[str, Any], buffer: Any) -> int:
-        """Where a slice begins, once it is the one that must come next."""
-        start = self.end
-        if described != {**self.described, "start": start} or not isinstance(buffer, bytes):
-            raise SliceError(f"a slice should continue its tensor at {start}")
-        self.end += len(buffer)
-        if self.end > self.size or (not buffer and self.size):
-            raise SliceError(f"a slice should have 1 to {self.size - start} bytes, not {len(buffer)}")
-        return start
+    def is_under_root(self, root_dir: str) -> bool:
+        """See FLARE's DiskTensorConsumer."""
+        return self._folder.is_relative_to(Path(root_dir).resolve())
 
 
 def fetch_tensors(
@@ -178,11 +182,31 @@ def fetch_tensors(
     Returns:
         Why it failed, or None; and the tensors by FLARE's name for them.
     """
-    consumer = SliceConsumer(InMemory() if folder is None else OnDisk(folder))
-    download_object(
-        from_fqcn=from_fqcn, ref_id=ref_id, consumer=consumer, cell=_KnowingSlices(cell), **options
-    )
+    DownloadService.initialize(cell)
+    consumer = SliceConsumer(InMemory()) if folder is None else _DiskConsumer(folder)
+    with _can_be_cut_short(consumer):
+        try:
+            download_object(
+                from_fqcn=from_fqcn, ref_id=ref_id, consumer=consumer, cell=_KnowingSlices(cell), **options
+            )
+        except BaseException as error:
+            consumer.download_failed(ref_id, type(error).__name__)
+            raise
     return consumer.error, consumer.result
+
+
+@contextmanager
+def _can_be_cut_short(consumer: SliceConsumer) -> Iterator[None]:
+    """While it fetches, let FLARE find a consumer that writes to disk."""
+    standing, lock = downloader._ACTIVE_DISK_TENSOR_CONSUMERS, downloader._ACTIVE_DISK_TENSOR_CONSUMERS_LOCK
+    if isinstance(consumer, _DiskConsumer):
+        with lock:
+            standing.add(consumer)
+    try:
+        yield
+    finally:
+        with lock:
+            standing.discard(consumer)
 
 
 class _KnowingSlices:
@@ -221,9 +245,17 @@ def _replies(sizes: Mapping[str, int], slice_bytes: int) -> list[list[Cut]]:
     return replies
 
 
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose bytes are its values, one after the other."""
+    return tensor.resolve_conj().resolve_neg().contiguous()
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _described(name: str, tensor: torch.Tensor, start: int) -> dict[str, Any]:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return {"name": name, "dtype": dtype, "shape": list(tensor.shape), "start": start}
+    return {"name": name, "dtype": _dtype_name(tensor), "shape": list(tensor.shape), "start": start}
 
 
 def _size_of(described: Mapping[str, Any]) -> int:
@@ -235,8 +267,9 @@ def _size_of(described: Mapping[str, Any]) -> int:
 def _checked_header(header: Any, num_slices: int) -> list[dict[str, Any]]:
     if not isinstance(header, bytes) or len(header) > _MAX_HEADER:
         raise SliceError("a reply should begin with its header")
-    told = json.loads(header)
-    if not isinstance(told, list) or len(told) != num_slices or not all(map(_is_description, told)):
+    told: list[dict[str, Any]] = json.loads(header)
+    is_list = isinstance(told, list) and len(told) == num_slices <= _MOST_SLICES
+    if not is_list or not all(map(_is_description, told)):
         raise SliceError("a header should describe each slice by its name, dtype, shape and start")
     return told
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from nvflare.app_common.utils import tensor_disk_offload_context as offload
+from nvflare.app_opt.pt.tensor_downloader import cleanup_active_disk_tensor_downloads
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
@@ -37,7 +38,7 @@ def open_room(run_dir: Path, engine: Any, model: Mapping[str, Any], num_results:
         return ""
     close_room(run_dir)
     folder = run_dir / FOLDER
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # NFS keeps what is still mapped
     needed = 4 * num_results * sum(v.numel() for v in model.values() if isinstance(v, torch.Tensor))
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -55,9 +56,10 @@ def open_room(run_dir: Path, engine: Any, model: Mapping[str, Any], num_results:
 
 
 def close_room(run_dir: Path) -> None:
-    """Remove the folder with all that still waits there; what arrives later is kept in memory."""
+    """Remove the folder and what is on its way there; what arrives later is kept in memory."""
     for line in _job_cells(run_dir):
         line.update_fobs_context({offload._ENABLE_TENSOR_DISK_OFFLOAD: False})
+    cleanup_active_disk_tensor_downloads("its workflow has ended", str(run_dir / FOLDER))
     shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
 
 

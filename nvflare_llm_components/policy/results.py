@@ -273,8 +273,13 @@ class Widened(LazyValue):
 
 
 def _widened(value: Any, dtype: torch.dtype) -> Any:
-    if materialize_of(value):
+    if materialize_of(value) or _is_mapped(value):
         return Widened(value, dtype)
     if isinstance(value, np.ndarray):
         return value.astype(str(dtype).removeprefix("torch."))
     return value.to(dtype)
+
+
+def _is_mapped(value: Any) -> bool:
+    """Whether a tensor lies in a file: it waits there so as to take no memory."""
+    return isinstance(value, torch.Tensor) and value.untyped_storage().filename is not None

@@ -1,6 +1,7 @@
 """What a server accepts of a result: everything honest, as it is, and nothing else."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from nvflare_llm_components.policy.results import (
     checked_weight,
 )
 from nvflare_llm_components.policy.schema import PolicyError
-from nvflare_llm_components.tensors.lazy import Deferred
+from nvflare_llm_components.tensors.lazy import Deferred, LazyValue
 
 SPECS = {"w": ((2, 3), torch.float32), "half": ((4,), torch.bfloat16), "ids": ((2,), torch.int64)}
 EXPECTED = ExpectedTensors(SPECS, {"head": "w"})
@@ -52,6 +53,16 @@ def test_what_is_sound_passes_as_it_is_in_the_models_order():
     assert found["half"].dtype == torch.float32
     assert torch.equal(found["half"], torch.ones(4))
     assert checked_tensors(values, EXPECTED, is_summed=False)["half"] is values["half"]
+
+
+def test_what_waits_in_a_file_is_widened_when_it_is_read(tmp_path: Path):
+    """It waits there so as to take no memory."""
+    (tmp_path / "values").write_bytes(b"\x80\x3f" * 4)
+    half = torch.from_file(str(tmp_path / "values"), shared=True, size=4, dtype=torch.bfloat16)
+    found = checked_tensors(sound() | {"half": half}, EXPECTED)["half"]
+    assert isinstance(found, LazyValue)
+    assert found.dtype == torch.float32
+    assert [block.tolist() for block in found.blocks()] == [[1.0] * 4]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
