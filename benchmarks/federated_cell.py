@@ -31,7 +31,7 @@ LORA = {
     "lora_dropout": 0.0,
     "target_modules": "all-linear",
 }
-LEARNING_RATE = {"sft": 1e-3, "lora": 3e-3}
+LEARNING_RATES = {"sft": 1e-3, "lora": 3e-3}
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,25 @@ class Outcome:
 
 
 def run_cell(
-    mode: str, way: Way, seed: int, scale: Scale, model: Path, data: Path, sites: list[str]
+    mode: str,
+    way: Way,
+    seed: int,
+    scale: Scale,
+    model: Path,
+    data: Path,
+    sites: list[str],
+    rates: Mapping[str, float],
 ) -> Outcome:
-    """Run one federation to its end."""
+    """Run one federation to its end, with the learning rate of its mode."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sessions = {}
         for site in sites:
             (folder / site).mkdir()
-            sessions[site] = SFTSession(_settings(mode, seed, scale, model, data / site), folder / site)
+            sessions[site] = SFTSession(
+                _settings(mode, rates[mode], seed, scale, model, data / site), folder / site
+            )
         first = {name: value.float() for name, value in next(iter(sessions.values())).snapshot().items()}
         federation = Federation(sessions, first, way, scale, folder)
         try:
@@ -221,7 +230,7 @@ class Federation:
         return sum(losses) / len(losses)
 
 
-def _settings(mode: str, seed: int, scale: Scale, model: Path, data: Path) -> TrainingSettings:
+def _settings(mode: str, rate: float, seed: int, scale: Scale, model: Path, data: Path) -> TrainingSettings:
     return TrainingSettings(
         model_name_or_path=str(model),
         train_data=data / "training.jsonl",
@@ -230,7 +239,7 @@ def _settings(mode: str, seed: int, scale: Scale, model: Path, data: Path) -> Tr
         checkpoint="never",
         peft_config=LORA if mode == "lora" else None,
         sft_config={
-            "learning_rate": LEARNING_RATE[mode],
+            "learning_rate": rate,
             "lr_scheduler_type": "constant",
             "per_device_train_batch_size": 2,
             "per_device_eval_batch_size": 8,

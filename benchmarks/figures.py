@@ -77,7 +77,8 @@ def _spread(seconds: list[float]) -> str:
 
 def round_overhead() -> Iterator[Line]:
     """A job's time over its training alone, by the length of rounds; beside flare.patch where that ran."""
-    for run in {run["num_steps"]: run for run in records("round_overhead")}.values():
+    latest_of = {run["num_steps"]: run for run in records("round_overhead")}
+    for _, run in sorted(latest_of.items()):
         rows = {row["run"]: row for row in run["rows"]}
         size = f"{run['model_bytes'] / 2**20:.0f} MiB"
         what = f"{run['num_rounds']} rounds of {run['num_steps']} steps of a {size} model"
@@ -130,22 +131,23 @@ def _losses() -> list[str]:
         return []
     rows = {(row["mode"], row["way"]): row for row in found[-1]["rows"]}
     seeds = next(iter(rows.values()))["num_seeds"]
-    columns = [f"{mode}: loss, bytes | to fp32 + 1 %" for mode in ("all weights", "LoRA")]
-    lines = ["", f"| messages ({seeds} seeds) | {' | '.join(columns)} |", "|---|---|---|---|---|"]
+    columns = [f"{mode}: best loss | at the end | to fp32 + 1 %" for mode in ("all weights", "LoRA")]
+    lines = ["", f"| messages ({seeds} seeds) | bytes | {' | '.join(columns)} |", "|---" * 8 + "|"]
     for way in dict.fromkeys(way for _, way in rows):
         cells = [_loss(rows.get((mode, way))) for mode in ("sft", "lora")]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
+        ratio = next(row["ratio"] for (_, name), row in rows.items() if name == way)
+        lines.append(f"| {way} | {ratio:.1%} | {' | '.join(cells)} |")
     return lines
 
 
 def _loss(row: dict[str, Any] | None) -> str:
-    """Two cells: the loss and its spread, against fp32, and bytes; and the bytes to fp32's loss + 1 %."""
+    """Three cells: the best loss of a run and that of its end, against fp32; the bytes to fp32's + 1 %."""
     if not row:
-        return " | "
-    against = f"{row['excess']:+.2%} ± {row['excess_spread']:.2%}"
+        return " |  | "
+    kinds = (("best", "best_excess"), ("final", "excess"))
+    losses = [f"{row[name]:.4f} ({row[over]:+.2%} ± {row[f'{over}_spread']:.2%})" for name, over in kinds]
     reached = row["bytes_to_reach"]
-    loss = f"{row['final']:.4f} ± {row['spread']:.4f} ({against}), {row['ratio']:.1%}"
-    return f"{loss} | {'not reached' if reached is None else f'{reached / 1e6:.0f} MB'}"
+    return " | ".join([*losses, "not reached" if reached is None else f"{reached / 1e6:.1f} MB"])
 
 
 def evidence() -> str:

@@ -14,12 +14,14 @@ def test_losses_are_told_where_several_seeds_were_recorded(tmp_path, monkeypatch
     assert "seeds" not in figures.precisions()
     row = {"mode": "sft", "way": "int8", "num_seeds": 3, "final": 2.0, "spread": 0.01, "ratio": 0.25}
     row |= {"excess": 0.001, "excess_spread": 0.0002, "bytes_to_reach": 3_400_000}
+    row |= {"best": 1.9, "best_excess": -0.002, "best_excess_spread": 0.0}
     run = {"command": "python -m benchmarks.convergence", "date": "2026-11-26", "commit": "0123456789"}
     runs = [run | {"rows": [row]}, run | {"rows": [row | {"num_seeds": 1, "final": 9.0}]}]
     (tmp_path / "convergence.jsonl").write_text("".join(json.dumps(each) + "\n" for each in runs))
     text = figures.precisions()
     assert "| messages (3 seeds) |" in text
-    assert "| int8 | 2.0000 ± 0.0100 (+0.10% ± 0.02%), 25.0% | 3 MB |  |  |" in text
+    sft = "1.9000 (-0.20% ± 0.00%) | 2.0000 (+0.10% ± 0.02%) | 3.4 MB"
+    assert f"| int8 | 25.0% | {sft} |  |  |  |" in text
 
 
 def test_the_length_of_rounds_tells_what_a_job_takes_over_training_alone(tmp_path, monkeypatch):
