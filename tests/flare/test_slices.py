@@ -2,13 +2,14 @@
 
 import json
 import resource
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvflare.app_opt.pt import tensor_downloader as downloader
 from nvflare.app_opt.pt.tensor_downloader import (
@@ -104,8 +105,9 @@ def tensors() -> st.SearchStrategy[dict[str, torch.Tensor]]:
     return st.lists(one, max_size=6).map(lambda values: {f"T{i}": value for i, value in enumerate(values)})
 
 
+@settings(deadline=None)
 @given(tensors(), st.integers(1, 200))
-@pytest.mark.parametrize("make", [InMemory, lambda: OnDisk("/tmp")], ids=["memory", "disk"])
+@pytest.mark.parametrize("make", [InMemory, lambda: OnDisk(tempfile.gettempdir())], ids=["memory", "disk"])
 def test_what_is_put_together_is_what_was_cut(
     make: Callable[[], Store], values: dict[str, torch.Tensor], slice_bytes: int
 ):
@@ -207,7 +209,7 @@ def test_flare_cuts_short_what_is_on_its_way_into_a_folder(tmp_path: Path):
     assert not downloader._ACTIVE_DISK_TENSOR_CONSUMERS
 
 
-@pytest.mark.parametrize("make", [InMemory, lambda: OnDisk("/tmp")], ids=["memory", "disk"])
+@pytest.mark.parametrize("make", [InMemory, lambda: OnDisk(tempfile.gettempdir())], ids=["memory", "disk"])
 def test_slices_among_whole_tensors_are_refused(make: Callable[[], Store]):
     """A tensor that waits for its rest would be left with what the memory held before it."""
     store = make()
@@ -292,7 +294,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
-@pytest.mark.parametrize("make", [InMemory, lambda: OnDisk("/tmp")], ids=["memory", "disk"])
+@pytest.mark.parametrize("make", [InMemory, lambda: OnDisk(tempfile.gettempdir())], ids=["memory", "disk"])
 def test_what_could_not_have_been_sent_is_refused(make: Callable[[], Store], data: Any):
     store = make()
     with pytest.raises((ValueError, RecursionError)):
