@@ -26,6 +26,7 @@ def test_four_bits_both_ways_with_a_new_process_for_each_task(tmp_path: Path, mo
     job = copy_job("sft_int8", tmp_path / "job", server=SERVER | {"precision": "nf4"}, client=send_updates)
     run = simulate(job, tmp_path / "workspace", sites=SITES, model=model, data=data, threads=1)
     assert_completed(run, num_rounds=NUM_ROUNDS)
+    assert all("SlicedTensors" in run.log(site) for site in ["server", *SITES])  # FLARE names what it sends
     shadows = [
         load_file(run.run_dir(site) / "filter_state/shadow.safetensors") for site in ["server", *SITES]
     ]
