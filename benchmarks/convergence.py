@@ -3,6 +3,7 @@
     python -m benchmarks.convergence --raw ../shared/data
     python -m benchmarks.convergence --seeds 1 --rounds 2 --local-steps 2     (smoke)
     python -m benchmarks.convergence --table sparsity --modes sft --rounds 100 --local-steps 10
+    python -m benchmarks.convergence --table changes --modes sft --rounds 10 --local-steps 1
     python -m benchmarks.convergence --table pretrained --raw FOLDER --rounds 10 --local-steps 2 --seeds 1
 
 Cells that are done are kept in benchmarks/results/convergence.jsonl and are not run again; a whole table is
@@ -62,8 +63,16 @@ SPARSITY = [
     ),
 ]
 PRETRAINED = [way for way in WAYS if way.name in ("fp32", "int8", "int2 both, feedback")]
-TABLES = {"convergence": WAYS, "sparsity": SPARSITY, "pretrained": PRETRAINED}
-RATES_OF_PRETRAINED = {"sft": 5e-5, "lora": 1e-3}
+CHANGES = [
+    way
+    for precision in ("fp32", "bf16", "int8")
+    for way in (
+        Way(precision, precision, precision),
+        Way(f"{precision}, changes", precision, precision, "DIFF"),
+    )
+]
+TABLES = {"convergence": WAYS, "sparsity": SPARSITY, "pretrained": PRETRAINED, "changes": CHANGES}
+SMALL_RATES = {"sft": 5e-5, "lora": 1e-3}  # of a pretrained model
 TARGETS = {"int8": 0.002, "nf4 both, feedback": 0.01, "int2 both, feedback": 0.01}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -285,7 +294,7 @@ def main() -> None:
         )
     else:
         model, data = prepare_inputs(raw, inputs, options.base_steps, options.eval_rows)
-        rates = LEARNING_RATES
+    rates = SMALL_RATES if options.table in ("pretrained", "changes") else LEARNING_RATES
     file, ways = options.out / f"{options.table}.jsonl", TABLES[options.table]
     scale = Scale(options.rounds, options.local_steps)
     wanted = cells(ways, options.modes, options.seeds)
