@@ -288,10 +288,7 @@ def main() -> None:
     default_raw = Path("../shared/data")
     raw = options.raw or (default_raw if default_raw.is_dir() else None)
     if options.table == "pretrained":
-        (model, data), rates = (
-            pretrained_inputs(raw, inputs / "pretrained", options.eval_rows),
-            RATES_OF_PRETRAINED,
-        )
+        model, data = pretrained_inputs(raw, inputs / "pretrained", options.eval_rows)
     else:
         model, data = prepare_inputs(raw, inputs, options.base_steps, options.eval_rows)
     rates = SMALL_RATES if options.table in ("pretrained", "changes") else LEARNING_RATES
