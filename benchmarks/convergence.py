@@ -42,25 +42,15 @@ WAYS = [
     Way("one bit up, feedback", "bf16", "one bit", "DIFF", error_feedback=True),
     Way("largest 5 % up, feedback", "bf16", "largest 5 %", "DIFF", error_feedback=True),
 ]
+MOMENTUM = {"momentum": 0.5, "server_rate": 0.7}
 SPARSITY = [
     Way("fp32", "fp32", "fp32"),
-    Way("fp32, momentum", "fp32", "all", "DIFF", momentum=0.5, server_rate=0.7),
+    Way("fp32, momentum", "fp32", "all", "DIFF", **MOMENTUM),
     Way("int2 up, feedback", "fp32", "int2", "DIFF", error_feedback=True),
-    *(
-        way
-        for share in ("5 %", "1 %")
-        for way in (
-            Way(f"largest {share} up", "fp32", f"largest {share}", "DIFF"),
-            Way(
-                f"largest {share} up, momentum",
-                "fp32",
-                f"largest {share}",
-                "DIFF",
-                momentum=0.9,
-                server_rate=0.3,
-            ),
-        )
-    ),
+    Way("largest 5 % up", "fp32", "largest 5 %", "DIFF"),
+    Way("largest 5 % up, momentum", "fp32", "largest 5 %", "DIFF", **MOMENTUM),
+    Way("largest 1 % up", "fp32", "largest 1 %", "DIFF"),
+    Way("largest 1 % up, momentum", "fp32", "largest 1 %", "DIFF", **MOMENTUM),
 ]
 PRETRAINED = [way for way in WAYS if way.name in ("fp32", "int8", "int2 both, feedback")]
 CHANGES = [

@@ -7,7 +7,7 @@ python -m benchmarks.figures --write    put each into its page, between its two 
 import argparse
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,7 @@ def _spread(seconds: list[float]) -> str:
 
 def round_overhead() -> Iterator[Line]:
     """A job's time over its training alone, by the length of rounds; beside flare.patch where that ran."""
-    latest_of = {run["num_steps"]: run for run in records("round_overhead")}
-    for _, run in sorted(latest_of.items()):
+    for run in _overheads():
         rows = {row["run"]: row for row in run["rows"]}
         size = f"{run['model_bytes'] / 2**20:.0f} MiB"
         what = f"{run['num_rounds']} rounds of {run['num_steps']} steps of a {size} model"
@@ -94,16 +93,22 @@ def round_overhead() -> Iterator[Line]:
         )
 
 
+def _overheads() -> list[dict[str, Any]]:
+    """The latest run of each length of rounds."""
+    latest_of = {run["num_steps"]: run for run in records("round_overhead")}
+    return [run for _, run in sorted(latest_of.items())]
+
+
 def table() -> str:
     """The table in Markdown, with the dates and commits of its records."""
     lines = ["| what | peer | ours |", "|---|---|---|"]
     for part in (codecs, round_trip, round_overhead):
         lines += [f"| {what} | {peer} | {ours} |" for what, peer, ours in part()]
-    return "\n".join([*lines, "", _origin("codecs", "round_trip", "round_overhead")])
+    return "\n".join([*lines, "", _origin("codecs", "round_trip", also=_overheads())])
 
 
-def _origin(*benchmarks: str) -> str:
-    runs = [records(name)[-1] for name in benchmarks if records(name)]
+def _origin(*benchmarks: str, also: Sequence[dict[str, Any]] = ()) -> str:
+    runs = [*(records(name)[-1] for name in benchmarks if records(name)), *also]
     told = "; ".join(f"`{run['command']}`, {run['date'][:10]}, commit {run['commit'][:7]}" for run in runs)
     return f"From `benchmarks/records/`: {told}."
 
