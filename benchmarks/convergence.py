@@ -35,8 +35,8 @@ SITES = ["dolly", "alpaca", "oasst1"]
 MODES = ["sft", "lora"]
 WAYS = [
     Way("fp32", "fp32", "fp32"),
-    Way("bf16", "bf16", "bf16"),
-    Way("int8", "int8", "int8"),
+    Way("bf16", "bf16", "bf16", "DIFF"),
+    Way("int8", "int8", "int8", "DIFF"),
     Way("nf4 both, feedback", "nf4", "nf4", "DIFF", error_feedback=True),
     Way("int2 both, feedback", "int2", "int2", "DIFF", error_feedback=True),
     Way("one bit up, feedback", "bf16", "one bit", "DIFF", error_feedback=True),

@@ -74,7 +74,8 @@ class PrecisionQuantizeFilter(PrecisionFilter):
     Works out of place, encodes once per broadcast however many clients ask, and leaves a message alone that
     is encoded already. ``nf4`` and ``int2`` are for differences: a server's broadcast of a round's weights
     carries the difference to what the clients hold, see :mod:`nvflare_llm_components.quantization.shadow`,
-    and other whole weights travel at ``int8`` in their place.
+    and other whole weights travel at ``int8`` in their place. Give it differences at any precision: of whole
+    weights, rounding loses what a round changed by less than half a step.
 
     Args:
         precision: ``fp32`` (no change), ``fp16``, ``bf16``, ``int8``, ``nf4`` or ``int2``.

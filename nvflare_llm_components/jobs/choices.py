@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from nvflare_llm_components.policy.site import FOR_DIFFERENCES
-
 WORKFLOWS = ("fedavg", "scatter-and-gather", "fedopt", "cyclic", "swarm")
+BETWEEN_SITES = ("cyclic", "swarm")
+"""Workflows that pass weights from site to site: nobody there adds a change to a model."""
 AVERAGES = {
     "mean": "",
     "ordered": "OrderedAverage",
@@ -65,7 +65,7 @@ class JobChoices:
     precision: str = _choice("fp32", "of the messages: fp32, fp16, bf16, int8, nf4, int2")
     overrides: Mapping[str, Any] = _settings("precision by a pattern of parameter names: 'norm=fp32'")
     send_changes: bool = _choice(
-        False, "sites send the change of the weights; nf4, int2 and fedopt always do"
+        False, "sites send the change of the weights; below fp32 and with fedopt they always do"
     )
     lora: Mapping[str, Any] = _settings("LoRA with these settings: 'r=16'; see peft.LoraConfig")
     peft: Mapping[str, Any] = _settings("another adapter of PEFT: 'peft_type=IA3'")
@@ -97,9 +97,19 @@ class JobChoices:
         return {**LORA, **self.lora} if self.lora else dict(self.peft) or None
 
     @property
+    def precisions(self) -> set[str]:
+        """All that tensors of a message travel in."""
+        return {self.precision, *self.overrides.values()}
+
+    @property
     def params_type(self) -> str | None:
-        """``DIFF`` where sites send changes; None where they send weights."""
-        is_needed = self.precision in FOR_DIFFERENCES or self.workflow == "fedopt"
+        """``DIFF`` where sites send changes; None where they send weights.
+
+        Rounded weights lose a change of less than half a step of the rounding; a change has steps of its own.
+        """
+        if self.workflow in BETWEEN_SITES:
+            return None
+        is_needed = self.precisions != {"fp32"} or self.workflow == "fedopt"
         return "DIFF" if self.send_changes or is_needed else None
 
     @property

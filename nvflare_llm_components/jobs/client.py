@@ -53,7 +53,7 @@ def client_config(choices: JobChoices, site: str | None = None) -> Json:
     config["task_data_filters"] = [
         filter_entry(TASKS, component("filters.PrecisionDequantizeFilter", lazy=True))
     ]
-    feedback = {"error_feedback": True} if choices.precision in FOR_DIFFERENCES else {}
+    feedback = {"error_feedback": True} if choices.precisions.intersection(FOR_DIFFERENCES) else {}
     config["task_result_filters"] = [filter_entry(TASKS, quantize(choices, **feedback))]
     return config
 

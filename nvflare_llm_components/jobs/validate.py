@@ -8,6 +8,7 @@ from nvflare_llm_components import aggregators
 from nvflare_llm_components.executors import HFSFTExecutor
 from nvflare_llm_components.jobs.choices import (
     AVERAGES,
+    BETWEEN_SITES,
     PER_SITE,
     SHOWN_MODELS,
     WORKFLOWS,
@@ -50,6 +51,7 @@ def checked(choices: JobChoices) -> JobChoices:
         found = printable(getattr(choices, name), 60)
         if found not in allowed:
             raise ValueError(f"{name}: expected one of {', '.join(allowed)}. Found {found!r}.")
+    PrecisionPolicy(choices.precision, overrides=choices.overrides or None)
     _check_sites(choices)
     _check_together(choices)
     _check_training(choices)
@@ -92,12 +94,13 @@ def _check_together(choices: JobChoices) -> None:
         raise ValueError(f"{name}: expected workflow fedavg. Found {choices.workflow}.")
     if choices.lora and choices.peft:
         raise ValueError("lora and peft: expected one of them. Found both.")
-    if choices.precision in FOR_DIFFERENCES and choices.workflow in ("cyclic", "swarm"):
+    of_changes = sorted(choices.precisions.intersection(FOR_DIFFERENCES))
+    if of_changes and choices.workflow in BETWEEN_SITES:
         raise ValueError(
-            f"precision: {choices.precision} needs sites that send changes to a server, and "
-            f"{choices.workflow} passes weights from site to site. Choose int8."
+            f"precision: {of_changes[0]} needs sites that send changes to a server, and "
+            f"{choices.workflow} passes weights from site to site. Choose fp32, or int8 for long rounds."
         )
-    if choices.send_changes and choices.workflow in ("cyclic", "swarm"):
+    if choices.send_changes and choices.workflow in BETWEEN_SITES:
         raise ValueError(f"send_changes: {choices.workflow} passes weights from site to site. Leave it out.")
     if choices.weights_from == "sites" and choices.workflow != "scatter-and-gather":
         raise ValueError(f"weights_from: sites needs workflow scatter-and-gather. Found {choices.workflow}.")
@@ -106,7 +109,6 @@ def _check_together(choices: JobChoices) -> None:
 
 
 def _check_training(choices: JobChoices) -> None:
-    PrecisionPolicy(choices.precision, overrides=choices.overrides or None)
     check_peft_config(choices.peft_config)
     fixed = {"learning_rate": "lr", "per_device_train_batch_size": "batch_size", "max_length": "max_length"}
     for key in fixed.keys() & choices.sft.keys():

@@ -188,7 +188,7 @@ def _is_between_sites(client: Json) -> bool:
 
 
 def check_precision(subject: Subject) -> Iterator[Finding]:
-    """All send in one precision; 4 bits go with changes and error feedback."""
+    """All send in one precision; what is rounded is a change, with error feedback at 4 bits and below."""
     named = {"server": [args.get("precision", "fp16") for args in args_of(subject.server, QUANTIZE)]}
     for site, client in subject.clients.items():
         named[site] = [args.get("precision", "fp16") for args in args_of(client, QUANTIZE)]
@@ -197,12 +197,26 @@ def check_precision(subject: Subject) -> Iterator[Finding]:
         found = ", ".join(f"{name} {precision}" for name, precision in used.items())
         yield warning(f"precision: expected one for all. Found {found}. Set the same in both configurations.")
     for site, args in subject.executors.items():
-        feedback = [each.get("error_feedback") for each in args_of(subject.clients[site], QUANTIZE)]
-        if used.get(site) in FOR_DIFFERENCES and (args.get("params_type") != "DIFF" or not all(feedback)):
+        filters = list(args_of(subject.clients[site], QUANTIZE))
+        is_change = args.get("params_type") == "DIFF"
+        if used.get(site) in FOR_DIFFERENCES:
+            if not is_change or not all(each.get("error_feedback") for each in filters):
+                yield warning(
+                    f"{site}: {used[site]} wants params_type DIFF and error_feedback, or rounding adds up in "
+                    f"the weights. `nvflare-llm job --precision {used[site]}` sets both."
+                )
+        elif used.get(site, "fp32") != "fp32" and not is_change and not args.get("peft_config"):
+            remedy = "precision to fp32" if _is_without_sum(subject, site) else "params_type to DIFF"
             yield warning(
-                f"{site}: {used[site]} wants params_type DIFF and error_feedback, or rounding adds up in the "
-                f"weights. `nvflare-llm job --precision {used[site]}` sets both."
+                f"{site}: whole weights at {used[site]} lose what a round changes by less than half a step "
+                f"of the rounding. Set {remedy}."
             )
+
+
+def _is_without_sum(subject: Subject, site: str) -> bool:
+    """Whether weights go from site to site, where nobody adds a change to a model."""
+    workflows = [path for path, _ in components_of(subject.server.get("workflows", []))]
+    return _is_between_sites(subject.clients[site]) or any("Cyclic" in path for path in workflows)
 
 
 def check_evaluation(subject: Subject) -> Iterator[Finding]:

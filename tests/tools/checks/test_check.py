@@ -208,6 +208,14 @@ MISTAKES: dict[str, tuple[Callable[[Desk], object], str]] = {
         lambda d: [d.edit(side, lambda c: c.update(precision="nf4")) for side in ("server", "client")],
         "nf4 wants params_type DIFF and error_feedback",
     ),
+    "rounded weights": (
+        lambda d: d.executor(params_type="FULL"),
+        "whole weights at int8 lose what a round changes by less than half a step of the rounding",
+    ),
+    "rounded weights from site to site": (
+        lambda d: d.write("sft_cyclic", precision="int8"),
+        "of the rounding. Set precision to fp32",
+    ),
     "server's dequantizer missing": (
         no_dequantizer("server", "task_result_filters"),
         "task_result_filters of server: expected PrecisionDequantizeFilter for get_weights, submit_model",
