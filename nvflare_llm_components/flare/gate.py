@@ -34,7 +34,11 @@ WHOLE_MODELS = (AppConstants.TASK_SUBMIT_MODEL, AppConstants.TASK_GET_WEIGHTS)
 """Tasks whose results are stored, not averaged."""
 _CODES = frozenset(value for name, value in vars(ReturnCode).items() if name.isupper())
 Expected = tuple[ResultRules, ExpectedTensors]
-_EXECUTOR = "nvflare_llm_components.executors.HFSFTExecutor"
+KIND_ARGUMENTS = {
+    "nvflare_llm_components.executors.HFSFTExecutor": "params_type",
+    "nvflare.app_common.executors.client_api_executor.ClientAPIExecutor": "params_transfer_type",
+}
+"""Executors that a job tells to send weights (``FULL``) or their change (``DIFF``), and by which argument."""
 
 
 class ResultGate:
@@ -160,14 +164,18 @@ def kind_of_job(fl_ctx: FLContext) -> str | None:
     """The data kind of the results, where the server's copy of the job has the sites' executor in it.
 
     Returns:
-        "WEIGHTS" or "WEIGHT_DIFF"; None without such an executor, or where several differ.
+        "WEIGHTS" or "WEIGHT_DIFF"; None without an executor of KIND_ARGUMENTS, or where several differ.
     """
     workspace = fl_ctx.get_engine().get_workspace()
     folder = workspace.get_app_config_dir(fl_ctx.get_job_id())
     config = ConfigFactory.load_config("config_fed_client.json", [folder])
     settings = config.to_dict() if config else {}
     executors = [entry.get("executor", {}) for entry in settings.get("executors", [])]
-    types = {e.get("args", {}).get("params_type", "FULL") for e in executors if e.get("path") == _EXECUTOR}
+    types = {
+        each.get("args", {}).get(KIND_ARGUMENTS[each["path"]], "FULL")
+        for each in executors
+        if each.get("path") in KIND_ARGUMENTS
+    }
     types = {settings.get(found[1:-1]) if found[:1] == "{" else found for found in types}
     kinds = {"FULL": WEIGHTS, "DIFF": WEIGHT_DIFF}
     return kinds.get(types.pop()) if len(types) == 1 else None

@@ -29,6 +29,7 @@ from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
 from nvflare_llm_components.aggregators import OrderedAverage
 from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
+from nvflare_llm_components.flare.gate import KIND_ARGUMENTS
 from nvflare_llm_components.flare.headers import ERROR_HEADER, WIRE_MARKER
 from nvflare_llm_components.persistors import SafetensorsModelPersistor
 from nvflare_llm_components.workflows import QuorumFedAvg
@@ -367,11 +368,9 @@ def test_orders_in_the_meta_are_left_out(model: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("params_type", ["FULL", "DIFF"])
-def test_the_kind_is_what_the_jobs_executor_is_told(params_type: str, model: Path, tmp_path: Path):
-    executor = {
-        "path": "nvflare_llm_components.executors.HFSFTExecutor",
-        "args": {"params_type": "{params_type}"},
-    }
+@pytest.mark.parametrize("path", KIND_ARGUMENTS)
+def test_the_kind_is_what_the_jobs_executor_is_told(path: str, params_type: str, model: Path, tmp_path: Path):
+    executor = {"path": path, "args": {KIND_ARGUMENTS[path]: "{params_type}"}}
     config = {"params_type": params_type, "executors": [{"tasks": ["train"], "executor": executor}]}
     persistor = SafetensorsModelPersistor(model_name_or_path=str(model))
     workflow = FedAvg(num_clients=3, num_rounds=1, ignore_result_error=True, **LOOK)

@@ -9,6 +9,7 @@ from importlib import import_module
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
 from nvflare_llm_components.components import COMPONENTS
+from nvflare_llm_components.flare.gate import KIND_ARGUMENTS
 from nvflare_llm_components.jobs.read import unset_sentence, unset_variables
 from nvflare_llm_components.policy.adapters import check_peft_config
 from nvflare_llm_components.policy.site import FOR_DIFFERENCES
@@ -196,27 +197,35 @@ def check_precision(subject: Subject) -> Iterator[Finding]:
     if len(set(used.values())) > 1:
         found = ", ".join(f"{name} {precision}" for name, precision in used.items())
         yield warning(f"precision: expected one for all. Found {found}. Set the same in both configurations.")
-    for site, args in subject.executors.items():
-        filters = list(args_of(subject.clients[site], QUANTIZE))
-        is_change = args.get("params_type") == "DIFF"
-        if used.get(site) in FOR_DIFFERENCES:
-            if not is_change or not all(each.get("error_feedback") for each in filters):
+    for site, client in subject.clients.items():
+        if used.get(site, "fp32") != "fp32":
+            yield from _check_changes(subject, site, client, used[site])
+
+
+def _check_changes(subject: Subject, site: str, client: Json, precision: str) -> Iterator[Finding]:
+    for path, args in components_of(client.get("executors", [])):
+        if path not in KIND_ARGUMENTS:
+            continue
+        name, feedback = KIND_ARGUMENTS[path], (e.get("error_feedback") for e in args_of(client, QUANTIZE))
+        is_change = args.get(name) == "DIFF"
+        if precision in FOR_DIFFERENCES:
+            if not is_change or not all(feedback):
                 yield warning(
-                    f"{site}: {used[site]} wants params_type DIFF and error_feedback, or rounding adds up in "
-                    f"the weights. `nvflare-llm job --precision {used[site]}` sets both."
+                    f"{site}: {precision} wants {name} DIFF and error_feedback, or rounding adds up in the "
+                    f"weights. `nvflare-llm job --precision {precision}` sets both."
                 )
-        elif used.get(site, "fp32") != "fp32" and not is_change and not args.get("peft_config"):
-            remedy = "precision to fp32" if _is_without_sum(subject, site) else "params_type to DIFF"
+        elif not is_change and not args.get("peft_config"):
+            remedy = "precision to fp32" if _is_between_sites_alone(subject, client) else f"{name} to DIFF"
             yield warning(
-                f"{site}: whole weights at {used[site]} lose what a round changes by less than half a step "
+                f"{site}: whole weights at {precision} lose what a round changes by less than half a step "
                 f"of the rounding. Set {remedy}."
             )
 
 
-def _is_without_sum(subject: Subject, site: str) -> bool:
+def _is_between_sites_alone(subject: Subject, client: Json) -> bool:
     """Whether weights go from site to site, where nobody adds a change to a model."""
     workflows = [path for path, _ in components_of(subject.server.get("workflows", []))]
-    return _is_between_sites(subject.clients[site]) or any("Cyclic" in path for path in workflows)
+    return _is_between_sites(client) or any("Cyclic" in path for path in workflows)
 
 
 def check_evaluation(subject: Subject) -> Iterator[Finding]:

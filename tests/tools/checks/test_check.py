@@ -107,6 +107,10 @@ def no_dequantizer(side: str, chain: str) -> Callable[[Desk], None]:
     return lambda desk: desk.edit(side, lambda config: config.update({chain: []}))
 
 
+SCRIPT = {
+    "path": "nvflare.app_common.executors.client_api_executor.ClientAPIExecutor",
+    "args": {"execution_mode": "external_process", "command": ["python", "train.py"]},
+}
 MISTAKES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "model variable unset": (
         lambda d: d.environment.delenv("NVFLARE_LLM_MODEL"),
@@ -211,6 +215,10 @@ MISTAKES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "rounded weights": (
         lambda d: d.executor(params_type="FULL"),
         "whole weights at int8 lose what a round changes by less than half a step of the rounding",
+    ),
+    "rounded weights of a script": (
+        lambda d: d.edit("client", lambda c: c["executors"][0].update(executor=SCRIPT)),
+        "half a step of the rounding. Set params_transfer_type to DIFF",
     ),
     "rounded weights from site to site": (
         lambda d: d.write("sft_cyclic", precision="int8"),
@@ -320,6 +328,9 @@ def test_a_mistake_is_found_and_said(desk: Desk, mistake: str):
 GOES_ON = {
     "another precision on one side",
     "4 bits without changes",
+    "rounded weights",
+    "rounded weights of a script",
+    "rounded weights from site to site",
     "three of five sites",
     "rows longer than the model",
     "the workspace allows nothing",
