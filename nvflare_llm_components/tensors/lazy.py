@@ -42,6 +42,22 @@ class LazyValue(ABC):
     def dtype(self) -> torch.dtype:
         """Dtype of the tensor; nothing is decoded."""
 
+    def numel(self) -> int:
+        """Number of its values; nothing is decoded."""
+        return self.shape.numel()
+
+    def dim(self) -> int:
+        """Number of its dimensions; nothing is decoded."""
+        return len(self.shape)
+
+    def element_size(self) -> int:
+        """Bytes of a value of its dtype; nothing is decoded."""
+        return self.dtype.itemsize
+
+    def is_floating_point(self) -> bool:
+        """Whether its dtype is one of floats; nothing is decoded."""
+        return self.dtype.is_floating_point
+
     @classmethod
     def __torch_function__(
         cls,

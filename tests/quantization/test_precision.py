@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from nvflare_llm_components.jobs.choices import FOR_DIFFERENCES
+from nvflare_llm_components.policy.site import FOR_DIFFERENCES
 from nvflare_llm_components.quantization.precision import CODECS, PRECISIONS, PrecisionPolicy
 
 WEIGHT = torch.zeros(300, 300)
