@@ -25,7 +25,7 @@ from benchmarks.random_model import MIB, config_of_size, save_random_model
 from benchmarks.record import record
 from benchmarks.round_overhead_app.common import sft_settings
 from benchmarks.round_trip import SAVED, round_seconds, wall_s
-from benchmarks.round_trip_app.jobs import precision_filters
+from benchmarks.round_trip_app.jobs import precision_filters, sends_change
 from nvflare_llm_components.tools.environment import with_recommended
 from tests.tiny import tiny_tokenizer
 
@@ -93,6 +93,7 @@ def executor_of(side: str, plan: Plan, folder: Path) -> dict[str, Any]:
                 "sft_config": plan.settings["sft"],
                 "local_steps": plan.num_steps,
                 "checkpoint": plan.checkpoint,
+                "params_type": "DIFF" if "-" in side and sends_change(*side.split("-")) else "FULL",
             },
         }
     command = [sys.executable, "-m", f"benchmarks.{APP.name}.stock", str(plan.settings_file)]
@@ -132,7 +133,7 @@ def write_job(side: str, plan: Plan, folder: Path) -> Path:
     shutil.copy(STOCK_MODEL, job / "app" / "custom")
     fedavg = "nvflare.app_common.workflows.fedavg.FedAvg"
     workflow = {"path": fedavg, "args": {"num_clients": 1, "num_rounds": plan.num_rounds}}
-    down, restore = precision_filters(*side.split("-")) if "-" in side else ([], [])
+    down, restore, restore_here = precision_filters(*side.split("-")) if "-" in side else ([], [], [])
     server = {
         "format_version": 2,
         "server": {"task_request_interval": 0.5},
@@ -145,7 +146,7 @@ def write_job(side: str, plan: Plan, folder: Path) -> Path:
         "format_version": 2,
         "executors": [{"tasks": ["train"], "executor": executor_of(side, plan, folder)}],
         "components": [],
-        "task_data_filters": restore,
+        "task_data_filters": restore_here,
         "task_result_filters": down,
     }
     for name, config in (("server", server), ("client", client)):

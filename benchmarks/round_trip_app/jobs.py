@@ -8,8 +8,7 @@ from typing import Any
 OURS = "nvflare_llm_components"
 STOCK = "nvflare.app_opt.pt"
 FEDAVG = {"ours": f"{OURS}.workflows.QuorumFedAvg", "stock": "nvflare.app_common.workflows.fedavg.FedAvg"}
-OF_CHANGES = ("nf4", "int2")
-"""Precisions at which sites send what changed, with error feedback, as the shipped jobs do."""
+WITH_FEEDBACK = ("nf4", "int2")
 TIMEOUTS = {"get_task_timeout": 3600, "submit_task_result_timeout": 3600}
 
 
@@ -47,17 +46,22 @@ def write_job(folder: Path, run: str, model: Path, num_clients: int, num_rounds:
                 "tasks": ["train"],
                 "executor": {
                     "path": "round_trip_parts.AddingExecutor",
-                    "args": {"is_ours": side == "ours", "sends_change": precision in OF_CHANGES},
+                    "args": {"is_ours": side == "ours", "sends_change": sends_change(side, precision)},
                 },
             }
         ],
         "components": [],
         "task_data_filters": _at_train(_client_restores(up)),
-        "task_result_filters": _at_train(_with_feedback(down) if precision in OF_CHANGES else down),
+        "task_result_filters": _at_train(_with_feedback(down) if precision in WITH_FEEDBACK else down),
     }
     (config / "config_fed_server.json").write_text(json.dumps(server, indent=2))
     (config / "config_fed_client.json").write_text(json.dumps(client, indent=2))
     return folder
+
+
+def sends_change(side: str, precision: str) -> bool:
+    """Whether the sites send what changed, as our shipped jobs do below fp32."""
+    return side == "ours" and precision != "fp32"
 
 
 def _persistor(side: str, precision: str, model: Path) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def _persistor(side: str, precision: str, model: Path) -> dict[str, Any]:
             "path": f"{OURS}.persistors.SafetensorsModelPersistor",
             "args": {
                 "model_name_or_path": str(model),
-                "results": {"data_kind": "WEIGHT_DIFF" if precision in OF_CHANGES else "WEIGHTS"},
+                "results": {"data_kind": "WEIGHT_DIFF" if sends_change(side, precision) else "WEIGHTS"},
             },
         }
     return {
@@ -78,10 +82,10 @@ def _persistor(side: str, precision: str, model: Path) -> dict[str, Any]:
     }
 
 
-def precision_filters(side: str, precision: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the entries of a configuration that lower the precision, and those that restore it."""
+def precision_filters(side: str, precision: str) -> tuple[list[dict[str, Any]], ...]:
+    """Return a configuration's entries that lower the precision, and that restore it at server and site."""
     down, up = _filters(side, precision)
-    return _at_train(down), _at_train(up)
+    return _at_train(down), _at_train(up), _at_train(_client_restores(up))
 
 
 def _filters(side: str, precision: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -36,12 +36,18 @@ class AddingExecutor(Executor):
         """Take the values out of the message one by one, so that each is let go of when it is written."""
         incoming = from_shareable(shareable)
         shareable.pop("DXO")
+        received = dict(incoming.data) if self.sends_change else {}
         while incoming.data:
             self._load(*incoming.data.popitem())
         for value in self.model.values():
-            value.fill_(CHANGE) if self.sends_change else value.add_(CHANGE)
-        kind = DataKind.WEIGHT_DIFF if self.sends_change else DataKind.WEIGHTS
-        dxo = DXO(kind, data=dict(self.model), meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1})
+            value.add_(CHANGE)
+        kind, data = DataKind.WEIGHTS, dict(self.model)
+        if self.sends_change:
+            from nvflare_llm_components.tensors.difference import Difference
+
+            kind = DataKind.WEIGHT_DIFF
+            data = {name: Difference(value, received[name]) for name, value in self.model.items()}
+        dxo = DXO(kind, data=data, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1})
         return dxo.update_shareable(make_reply(ReturnCode.OK))
 
     def _load(self, name, value):

@@ -14,7 +14,8 @@ from nvflare.fuel.utils import fobs
 from nvflare.fuel.utils.fobs.datum import DatumManager
 
 from nvflare_llm_components.flare.slices import SLICE_BYTES, SlicedTensors, fetch_tensors
-from nvflare_llm_components.tensors.lazy import Deferred, LazyValue
+from nvflare_llm_components.tensors.difference import Difference
+from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.text import printable
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def register_tensors(*lazy_kinds: type[LazyValue]) -> None:
     The first call in a process decides how.
     """
     fobs.register(ArrivingTensors)
-    kinds: tuple[type[LazyValue], ...] = (Deferred, *lazy_kinds)
+    kinds: tuple[type[LazyValue], ...] = (Difference, *lazy_kinds)
     for kind in kinds:
         fobs.register(LazyValueDecomposer(kind))
 

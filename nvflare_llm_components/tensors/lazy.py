@@ -32,6 +32,11 @@ class LazyValue(ABC):
         """Flat consecutive blocks of `BLOCK_LENGTH` values, each valid until the next is asked for."""
         yield from self.materialize().reshape(-1).split(BLOCK_LENGTH)
 
+    def reader(self) -> Callable[[slice], torch.Tensor]:
+        """What gives the flat values of a slice from a multiple of `BLOCK_LENGTH` on, in any thread."""
+        flat = self.materialize().reshape(-1)
+        return lambda part: flat[part]
+
     @property
     @abstractmethod
     def shape(self) -> torch.Size:

@@ -10,10 +10,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from nvflare_llm_components.tensors.adapters import adapter_tensors, load_adapter
-from nvflare_llm_components.tensors.blocks import blocks_of
 from nvflare_llm_components.tensors.convert import tensor_of
+from nvflare_llm_components.tensors.difference import Difference
 from nvflare_llm_components.tensors.errors import ReportableError
-from nvflare_llm_components.tensors.lazy import Deferred
 from nvflare_llm_components.tensors.names import aliases_of, checkpoint_tensors, normalised
 from nvflare_llm_components.tensors.safetensors_file import Layout
 from nvflare_llm_components.tensors.text import listed
@@ -121,17 +120,9 @@ class _Fingerprint:
 def difference(new: Mapping[str, torch.Tensor], received: Mapping[str, Any]) -> dict[str, Any]:
     """``new - received`` in float32, made as it is read; integer values are those of ``new``."""
     return {
-        name: _change(value, received[name]) if value.is_floating_point() else value
+        name: Difference(value, received[name]) if value.is_floating_point() else value
         for name, value in new.items()
     }
-
-
-def _change(new: torch.Tensor, received: Any) -> Deferred:
-    def blocks() -> Iterator[torch.Tensor]:
-        for after, before in zip(blocks_of(new), blocks_of(received), strict=True):
-            yield after.float() - before.float()
-
-    return Deferred(blocks, new.shape, torch.float32)
 
 
 def _live(model: PreTrainedModel | PeftModel) -> StateDict:

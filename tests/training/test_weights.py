@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH, Deferred
 from nvflare_llm_components.training import weights
 from nvflare_llm_components.training.model import load_model
 
@@ -83,21 +82,6 @@ def test_a_difference_is_in_float32():
     assert found["w"].item() == 2**-10
     assert found["w"].dtype == torch.float32
     assert found["n"].item() == 3
-
-
-@pytest.mark.parametrize("shape", [(), (0, 3), (3, 5), (BLOCK_LENGTH // 100, 201)])
-def test_a_difference_is_made_block_by_block_when_it_is_read(shape: tuple[int, ...]):
-    new, old = torch.randn(shape).bfloat16(), torch.randn(shape)
-    read: list[int] = []
-
-    def blocks():
-        read.append(1)
-        yield from old.reshape(-1).split(BLOCK_LENGTH)
-
-    change = weights.difference({"w": new}, {"w": Deferred(blocks, shape, old.dtype)})["w"]
-    assert (change.shape, change.dtype, read) == (new.shape, torch.float32, [])
-    assert torch.equal(change.materialize(), new.float() - old)
-    assert max(block.numel() for block in change.blocks()) <= BLOCK_LENGTH
 
 
 @pytest.mark.parametrize(("found", "stored"), [([2.0, 6.9999995], [2, 7]), ([1, 3], [1, 3])])
