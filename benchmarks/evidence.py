@@ -45,7 +45,7 @@ FIRST = [
     Plan("FedAvg", SITES),
 ]
 PLANS = [
-    Plan("FedAvg, int8", SITES, Way("int8", "int8", "int8")),
+    Plan("FedAvg, int8", SITES, Way("int8", "int8", "int8", "DIFF")),
     Plan("FedAvg, nf4", SITES, Way("nf4", "nf4", "nf4", "DIFF", error_feedback=True)),
     Plan("FedProx", SITES, Way("fp32", "fp32", "fp32", proximal_mu=0.1)),
     Plan("FedAdam", SITES, CHANGES, "Adam", FEDADAM),
