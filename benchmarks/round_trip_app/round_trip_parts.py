@@ -43,10 +43,8 @@ class AddingExecutor(Executor):
             value.add_(CHANGE)
         kind, data = DataKind.WEIGHTS, dict(self.model)
         if self.sends_change:
-            from nvflare_llm_components.tensors.difference import Difference
-
             kind = DataKind.WEIGHT_DIFF
-            data = {name: Difference(value, received[name]) for name, value in self.model.items()}
+            data = {name: value - received[name] for name, value in self.model.items()}
         dxo = DXO(kind, data=data, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1})
         return dxo.update_shareable(make_reply(ReturnCode.OK))
 

@@ -213,7 +213,7 @@ class HFSFTExecutor(Executor):
         gate.check_update(report.num_examples)
         sent = session.snapshot()
         session.keep_best(sent)
-        session.keep(report, metrics, sent)
+        session.keep(report, metrics)
         session.record(report, time.monotonic() - started, present.num_rounds)
         self.log_info(fl_ctx, sentence_of(report, metrics))
         return result_of(gate, sent, origin, report, metrics)

@@ -24,7 +24,7 @@ def result_of(
 
     Args:
         gate: what may leave.
-        new: the weights that the round ended with.
+        new: the weights that the round ended with; emptied where a change is sent.
         received: those that it began with, to send the change since; None to send whole weights.
         report: of the round.
         metrics: of the model that it began with.

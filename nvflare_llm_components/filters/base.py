@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import torch
 from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.dxo import DataKind
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
+from nvflare.fuel.utils import fobs
+from nvflare.fuel.utils.fobs.datum import DatumManager
 
 from nvflare_llm_components.flare.arrival import register_tensors
 from nvflare_llm_components.flare.headers import is_server
@@ -21,7 +24,31 @@ from nvflare_llm_components.quantization.ledger import (
 )
 from nvflare_llm_components.quantization.shadow import ShadowTensor
 from nvflare_llm_components.quantization.traffic import Traffic
+from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.text import printable
+
+
+class LazyValueDecomposer(fobs.Decomposer):
+    """Sends a lazy value as the tensor that it stands for.
+
+    Args:
+        kind: class of the lazy value.
+    """
+
+    def __init__(self, kind: type[LazyValue]) -> None:
+        self._kind = kind
+
+    def supported_type(self) -> type[LazyValue]:
+        """See FLARE's Decomposer."""
+        return self._kind
+
+    def decompose(self, target: LazyValue, manager: DatumManager | None = None) -> torch.Tensor:
+        """See FLARE's Decomposer."""
+        return target.materialize().contiguous()
+
+    def recompose(self, data: torch.Tensor, manager: DatumManager | None = None) -> torch.Tensor:
+        """See FLARE's Decomposer."""
+        return data
 
 
 class PrecisionFilter(DXOFilter):
@@ -30,7 +57,9 @@ class PrecisionFilter(DXOFilter):
     def __init__(self) -> None:
         kinds = [DataKind.WEIGHTS, DataKind.WEIGHT_DIFF]
         super().__init__(supported_data_kinds=kinds, data_kinds_to_filter=kinds)
-        register_tensors(LazyTensor, ShadowTensor)  # where a result is sent on as it came
+        register_tensors()
+        for kind in (LazyTensor, ShadowTensor):  # where a result is sent on as it came
+            fobs.register(LazyValueDecomposer(kind))
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Filter a message. The containers of a COLLECTION are copied first: a broadcast shares them."""

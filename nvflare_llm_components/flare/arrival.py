@@ -11,11 +11,8 @@ import torch
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.utils import fobs
-from nvflare.fuel.utils.fobs.datum import DatumManager
 
 from nvflare_llm_components.flare.slices import SLICE_BYTES, SlicedTensors, fetch_tensors
-from nvflare_llm_components.tensors.difference import Difference
-from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.text import printable
 
 logger = logging.getLogger(__name__)
@@ -64,38 +61,9 @@ class ArrivingTensors(TensorDecomposer):
         return fetch_tensors(cell, root_dir if use_disk else None, **options)
 
 
-class LazyValueDecomposer(fobs.Decomposer):
-    """Sends a lazy value as the tensor that it stands for.
-
-    Args:
-        kind: class of the lazy value.
-    """
-
-    def __init__(self, kind: type[LazyValue]) -> None:
-        self._kind = kind
-
-    def supported_type(self) -> type[LazyValue]:
-        """See FLARE's Decomposer."""
-        return self._kind
-
-    def decompose(self, target: LazyValue, manager: DatumManager | None = None) -> torch.Tensor:
-        """See FLARE's Decomposer."""
-        return target.materialize().contiguous()
-
-    def recompose(self, data: torch.Tensor, manager: DatumManager | None = None) -> torch.Tensor:
-        """See FLARE's Decomposer."""
-        return data
-
-
-def register_tensors(*lazy_kinds: type[LazyValue]) -> None:
-    """Let FLARE send and receive tensors, and send those that are lazy.
-
-    The first call in a process decides how.
-    """
+def register_tensors() -> None:
+    """Let FLARE send and receive tensors; the first call in a process decides how."""
     fobs.register(ArrivingTensors)
-    kinds: tuple[type[LazyValue], ...] = (Difference, *lazy_kinds)
-    for kind in kinds:
-        fobs.register(LazyValueDecomposer(kind))
 
 
 def _is_server_job(fqcn: str) -> bool:

@@ -5,7 +5,8 @@ into an error reply there: a controller then drops that site from the round, whe
 the job with the site's name. Whichever: nothing of the result is in the sum.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
@@ -160,25 +161,31 @@ def as_failure(result: Shareable, fl_ctx: FLContext) -> tuple[str, str]:
     return code, reason
 
 
-def kind_of_job(fl_ctx: FLContext) -> str | None:
-    """The data kind of the results, where the server's copy of the job has the sites' executor in it.
+def kind_of_job(task: str, fl_ctx: FLContext) -> str | None:
+    """The data kind of a task's results, where the server's copy of the job has its executor in it.
 
     Returns:
-        "WEIGHTS" or "WEIGHT_DIFF"; None without an executor of KIND_ARGUMENTS, or where several differ.
+        "WEIGHTS" or "WEIGHT_DIFF"; None where the executor is none of KIND_ARGUMENTS, or not told either.
     """
     workspace = fl_ctx.get_engine().get_workspace()
     folder = workspace.get_app_config_dir(fl_ctx.get_job_id())
     config = ConfigFactory.load_config("config_fed_client.json", [folder])
     settings = config.to_dict() if config else {}
-    executors = [entry.get("executor", {}) for entry in settings.get("executors", [])]
-    types = {
-        each.get("args", {}).get(KIND_ARGUMENTS[each["path"]], "FULL")
-        for each in executors
-        if each.get("path") in KIND_ARGUMENTS
-    }
-    types = {settings.get(found[1:-1]) if found[:1] == "{" else found for found in types}
-    kinds = {"FULL": WEIGHTS, "DIFF": WEIGHT_DIFF}
-    return kinds.get(types.pop()) if len(types) == 1 else None
+    executor = executor_of(task, settings.get("executors", []))
+    name = KIND_ARGUMENTS.get(str(executor.get("path")))
+    found = str(executor.get("args", {}).get(name, "FULL")) if name else ""
+    if found[:1] == "{":
+        found = str(settings.get(found[1:-1]))
+    return {"FULL": WEIGHTS, "DIFF": WEIGHT_DIFF}.get(found)
+
+
+def executor_of(task: str, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The executor that FLARE would give a task, of a client configuration's; empty where there is none."""
+    named = [(each, entry) for entry in entries for each in entry.get("tasks", [])]
+    exact = [entry for each, entry in named if each == task]
+    fitting = [entry for each, entry in named if "*" in each and fnmatch(task, each)]
+    found: Mapping[str, Any] = next(iter(exact + fitting), {}).get("executor", {})
+    return found
 
 
 def _check(
@@ -229,7 +236,7 @@ def _checked_weights(
             "task_result_filters for this task"
         )
     is_whole = task in WHOLE_MODELS
-    kind = WEIGHTS if is_whole else rules.data_kind or kind_of_job(fl_ctx) or WEIGHTS
+    kind = WEIGHTS if is_whole else rules.data_kind or kind_of_job(str(task), fl_ctx) or WEIGHTS
     checked_kind(dxo.data_kind, kind)
     meta = checked_meta(dxo.meta, rules, MetaKey.NUM_STEPS_CURRENT_ROUND, MetaKey.INITIAL_METRICS)
     return DXO(kind, checked_tensors(dxo.data, expected, not is_whole), meta)

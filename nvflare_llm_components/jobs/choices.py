@@ -5,8 +5,6 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 WORKFLOWS = ("fedavg", "scatter-and-gather", "fedopt", "cyclic", "swarm")
-BETWEEN_SITES = ("cyclic", "swarm")
-"""Workflows that pass weights from site to site: nobody there adds a change to a model."""
 AVERAGES = {
     "mean": "",
     "ordered": "OrderedAverage",
@@ -107,8 +105,8 @@ class JobChoices:
 
         Rounded weights lose a change of less than half a step of the rounding; a change has steps of its own.
         """
-        if self.workflow in BETWEEN_SITES:
-            return None
+        if self.workflow == "swarm":
+            return None  # it ends with the last aggregate in the place of the model
         is_needed = self.precisions != {"fp32"} or self.workflow == "fedopt"
         return "DIFF" if self.send_changes or is_needed else None
 

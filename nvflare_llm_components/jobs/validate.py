@@ -8,7 +8,6 @@ from nvflare_llm_components import aggregators
 from nvflare_llm_components.executors import HFSFTExecutor
 from nvflare_llm_components.jobs.choices import (
     AVERAGES,
-    BETWEEN_SITES,
     PER_SITE,
     SHOWN_MODELS,
     WORKFLOWS,
@@ -95,13 +94,13 @@ def _check_together(choices: JobChoices) -> None:
     if choices.lora and choices.peft:
         raise ValueError("lora and peft: expected one of them. Found both.")
     of_changes = sorted(choices.precisions.intersection(FOR_DIFFERENCES))
-    if of_changes and choices.workflow in BETWEEN_SITES:
+    if of_changes and choices.workflow in ("cyclic", "swarm"):
         raise ValueError(
-            f"precision: {of_changes[0]} needs sites that send changes to a server, and "
-            f"{choices.workflow} passes weights from site to site. Choose fp32, or int8 for long rounds."
+            f"precision: {of_changes[0]} needs a server that gives all sites one model in a round, and "
+            f"{choices.workflow} passes models from site to site. Choose int8."
         )
-    if choices.send_changes and choices.workflow in BETWEEN_SITES:
-        raise ValueError(f"send_changes: {choices.workflow} passes weights from site to site. Leave it out.")
+    if choices.send_changes and choices.workflow == "swarm":
+        raise ValueError("send_changes: swarm passes weights from site to site. Leave it out.")
     if choices.weights_from == "sites" and choices.workflow != "scatter-and-gather":
         raise ValueError(f"weights_from: sites needs workflow scatter-and-gather. Found {choices.workflow}.")
     if choices.evaluate_models != "none" and (choices.workflow == "swarm" or not choices.validation):

@@ -1,11 +1,14 @@
 """What of a training outlives its process: the round that was trained last, and how to go on from it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.training import state
 from nvflare_llm_components.training.rounds import RoundCount, RoundReport
 from nvflare_llm_components.training.settings import TrainingSettings
@@ -65,7 +68,11 @@ class KeptRound:
         return report, self.progress["metrics"]
 
     def write(
-        self, report: RoundReport, sent: StateDict, write_state: Callable[[Path], None], **progress: Any
+        self,
+        report: RoundReport,
+        sent: Mapping[str, torch.Tensor | LazyValue],
+        write_state: Callable[[Path], None],
+        **progress: Any,
     ) -> None:
         """Put the state after a round in the place of the one on disk.
 

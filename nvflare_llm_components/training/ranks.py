@@ -75,6 +75,10 @@ class Ranks:
         """The weights of rank 0, mapped from its image: all ranks have the same."""
         return map_tensor_file(Path(self._first("snapshot")))
 
+    def present(self) -> weights.StateDict:
+        """See :meth:`snapshot`: an image that is there already."""
+        return self.snapshot()
+
     def under_own_names(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """``values`` with each tied weight once; see :func:`weights.under_own_names`."""
         return normalised(values, self._layout, self._further_names)

@@ -176,20 +176,19 @@ class SFTSession:
         """The weights of the best model that :meth:`keep_best` has seen, in this process or a lost one."""
         return self._best.read()
 
-    def keep(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
+    def keep(self, report: RoundReport, metrics: Metrics) -> None:
         """Write what a new process would need to go on: while the site is idle, or now if ``always``.
 
         Args:
             report: The round just trained.
             metrics: What :meth:`evaluate` found at its start.
-            sent: The weights it ended with.
         """
         if self._settings.checkpoint == "never" or self._worker is None:
             return
         if self._settings.checkpoint == "always":
-            self._worker.call(lambda: self._write(report, metrics, sent))
+            self._worker.call(lambda: self._write(report, metrics))
         else:
-            self._worker.submit(lambda: self._write_quietly(report, metrics, sent))
+            self._worker.submit(lambda: self._write_quietly(report, metrics))
 
     def settle(self) -> None:
         """Wait until what :meth:`keep` was given is on disk."""
@@ -245,10 +244,10 @@ class SFTSession:
             missed_rounds=self._missed,
         )
 
-    def _write(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
+    def _write(self, report: RoundReport, metrics: Metrics) -> None:
         self._kept.write(
             report,
-            sent,
+            self._engine.present(),  # parked since: what was sent
             self._engine.write_state,
             rounds=asdict(self.rounds),
             plan=self._plan.position(),
@@ -256,9 +255,9 @@ class SFTSession:
             metrics=metrics,
         )
 
-    def _write_quietly(self, report: RoundReport, metrics: Metrics, sent: weights.StateDict) -> None:
+    def _write_quietly(self, report: RoundReport, metrics: Metrics) -> None:
         try:
-            self._write(report, metrics, sent)
+            self._write(report, metrics)
         except Exception:  # a full disk is a RuntimeError to torch, a SafetensorError to safetensors
             logger.exception("The training state could not be written; a lost process would start afresh.")
 

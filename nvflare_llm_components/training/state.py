@@ -3,12 +3,15 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nvflare_llm_components.tensors.atomic import replace_folder
 from nvflare_llm_components.tensors.errors import ReportableError
+from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.safetensors_file import map_tensor_file, write_tensor_file
 from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.training import randomness
@@ -62,7 +65,9 @@ def save_training(trainer: RoundTrainer, random_state: RandomState, folder: Path
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
 
 
-def save_progress(folder: Path, progress: dict[str, Any], sent: StateDict) -> None:
+def save_progress(
+    folder: Path, progress: dict[str, Any], sent: Mapping[str, torch.Tensor | LazyValue]
+) -> None:
     """Write what the round was, and the weights that the site sent."""
     write_tensor_file(folder / _WEIGHTS, sent)
     text = json.dumps({"format_version": FORMAT_VERSION, **progress})

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from nvflare_llm_components.tensors.adapters import adapter_tensors, load_adapter
 from nvflare_llm_components.tensors.convert import tensor_of
-from nvflare_llm_components.tensors.difference import Difference
 from nvflare_llm_components.tensors.errors import ReportableError
+from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH, Deferred, LazyValue
 from nvflare_llm_components.tensors.names import aliases_of, checkpoint_tensors, normalised
 from nvflare_llm_components.tensors.safetensors_file import Layout
 from nvflare_llm_components.tensors.text import listed
@@ -30,6 +30,11 @@ def snapshot(model: PreTrainedModel | PeftModel) -> StateDict:
     ``save_pretrained``.
     """
     return {name: _copy(value) for name, value in _live(model).items()}
+
+
+def present(model: PreTrainedModel | PeftModel) -> dict[str, LazyValue]:
+    """What :func:`snapshot` returns, each tensor copied when it is read, as it is then."""
+    return {name: _when_read(value) for name, value in _live(model).items()}
 
 
 def stream(model: PreTrainedModel | PeftModel, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
@@ -117,12 +122,20 @@ class _Fingerprint:
         return self._digest.hexdigest()
 
 
-def difference(new: Mapping[str, torch.Tensor], received: Mapping[str, Any]) -> dict[str, Any]:
-    """``new - received`` in float32, made as it is read; integer values are those of ``new``."""
-    return {
-        name: Difference(value, received[name]) if value.is_floating_point() else value
-        for name, value in new.items()
-    }
+def difference(new: StateDict, received: Mapping[str, Any]) -> StateDict:
+    """What training changed, in float32: ``new`` less ``received`` as the model held it, in its own dtype.
+
+    A bf16 model rounds what it is given; that is no change of this site's, and all sites would send it. Nor
+    is there a change of integers: no optimizer touches them. ``new`` is emptied as its changes are made, so
+    that there is never a second model.
+    """
+    return {name: _change(new.pop(name), received[name]) for name in [*new]}
+
+
+def _change(new: torch.Tensor, received: Any) -> torch.Tensor:
+    if not new.is_floating_point():
+        return torch.zeros_like(new)
+    return new.float() - tensor_of(received).to(new.dtype).float()
 
 
 def _live(model: PreTrainedModel | PeftModel) -> StateDict:
@@ -131,6 +144,10 @@ def _live(model: PreTrainedModel | PeftModel) -> StateDict:
     tensors = checkpoint_tensors(model)
     trained = getattr(model, "trained_names", tensors.keys())
     return {name: value for name, value in tensors.items() if name in trained}
+
+
+def _when_read(value: torch.Tensor) -> Deferred:
+    return Deferred(lambda: iter(_copy(value).view(-1).split(BLOCK_LENGTH)), value.shape, value.dtype)
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:

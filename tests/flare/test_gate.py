@@ -371,7 +371,12 @@ def test_orders_in_the_meta_are_left_out(model: Path, tmp_path: Path):
 @pytest.mark.parametrize("path", KIND_ARGUMENTS)
 def test_the_kind_is_what_the_jobs_executor_is_told(path: str, params_type: str, model: Path, tmp_path: Path):
     executor = {"path": path, "args": {KIND_ARGUMENTS[path]: "{params_type}"}}
-    config = {"params_type": params_type, "executors": [{"tasks": ["train"], "executor": executor}]}
+    others = [{"path": other, "args": {}} for other in KIND_ARGUMENTS]  # by default they send weights
+    entries = [
+        {"tasks": [task], "executor": each} for task, each in zip(["tra", "val*"], others, strict=True)
+    ]
+    entries.insert(1, {"tasks": ["tr*"], "executor": executor})
+    config = {"params_type": params_type, "executors": entries}
     persistor = SafetensorsModelPersistor(model_name_or_path=str(model))
     workflow = FedAvg(num_clients=3, num_rounds=1, ignore_result_error=True, **LOOK)
     job = Federation(tmp_path, workflow, {"persistor": persistor}, client_config=json.dumps(config))

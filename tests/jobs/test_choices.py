@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nvflare_llm_components.jobs.choices import BETWEEN_SITES, WORKFLOWS, JobChoices, changed, kind_of
+from nvflare_llm_components.jobs.choices import WORKFLOWS, JobChoices, changed, kind_of
 from tests.tools.checks.test_check import MISTAKES
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -30,7 +30,7 @@ def test_every_mistake_stands_in_the_docs_with_its_sentence(mistake):
 @pytest.mark.parametrize("workflow", WORKFLOWS)
 @pytest.mark.parametrize("rounded", [{"precision": "bf16"}, {"overrides": {"mlp": "int8"}}, {}])
 def test_what_is_rounded_is_a_change_wherever_somebody_adds_it(rounded: dict, workflow: str):
-    expected = workflow not in BETWEEN_SITES and (rounded or workflow == "fedopt")
+    expected = workflow != "swarm" and (rounded or workflow == "fedopt")
     assert (JobChoices(workflow=workflow, **rounded).params_type == "DIFF") == bool(expected)
 
 

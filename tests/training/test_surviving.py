@@ -47,7 +47,7 @@ def one_round(
     metrics = session.evaluate()
     report = session.train_round()
     sent = session.snapshot()
-    session.keep(report, metrics, sent)
+    session.keep(report, metrics)
     if wait:
         session.settle()
     return sent

@@ -9,7 +9,7 @@ from importlib import import_module
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
 from nvflare_llm_components.components import COMPONENTS
-from nvflare_llm_components.flare.gate import KIND_ARGUMENTS
+from nvflare_llm_components.flare.gate import KIND_ARGUMENTS, executor_of
 from nvflare_llm_components.jobs.read import unset_sentence, unset_variables
 from nvflare_llm_components.policy.adapters import check_peft_config
 from nvflare_llm_components.policy.site import FOR_DIFFERENCES
@@ -198,34 +198,59 @@ def check_precision(subject: Subject) -> Iterator[Finding]:
         found = ", ".join(f"{name} {precision}" for name, precision in used.items())
         yield warning(f"precision: expected one for all. Found {found}. Set the same in both configurations.")
     for site, client in subject.clients.items():
-        if used.get(site, "fp32") != "fp32":
-            yield from _check_changes(subject, site, client, used[site])
+        yield from _check_changes(site, client)
 
 
-def _check_changes(subject: Subject, site: str, client: Json, precision: str) -> Iterator[Finding]:
-    for path, args in components_of(client.get("executors", [])):
-        if path not in KIND_ARGUMENTS:
-            continue
-        name, feedback = KIND_ARGUMENTS[path], (e.get("error_feedback") for e in args_of(client, QUANTIZE))
-        is_change = args.get(name) == "DIFF"
-        if precision in FOR_DIFFERENCES:
-            if not is_change or not all(feedback):
-                yield warning(
-                    f"{site}: {precision} wants {name} DIFF and error_feedback, or rounding adds up in the "
-                    f"weights. `nvflare-llm job --precision {precision}` sets both."
+def _check_changes(site: str, client: Json) -> Iterator[Finding]:
+    executor = executor_of("train", client.get("executors", []))
+    name, args = KIND_ARGUMENTS.get(str(executor.get("path"))), executor.get("args", {})
+    filters = list(args_of(client, QUANTIZE))
+    rounded = sorted({each for one in filters for each in _precisions(one)} - {"fp32"})
+    of_changes, is_change = [each for each in rounded if each in FOR_DIFFERENCES], args.get(name) == "DIFF"
+    if name is None or (is_change and not of_changes):
+        return
+    if of_changes and not (is_change and all(each.get("error_feedback") for each in filters)):
+        yield warning(
+            f"{site}: {of_changes[0]} wants {name} DIFF and error_feedback, or rounding adds up in the "
+            f"weights. Set both, as `nvflare-llm job --precision {of_changes[0]}` does."
+        )
+    elif rounded and not is_change and not args.get("peft_config"):
+        remedy = "precision to fp32" if _is_between_sites(client) else f"{name} to DIFF"
+        yield warning(
+            f"{site}: whole weights at {', '.join(rounded)} lose what a round changes by less than half a "
+            f"step of the rounding. Set {remedy}."
+        )
+
+
+def _precisions(quantize: Json) -> Iterator[str]:
+    overrides = quantize.get("overrides")
+    yield str(quantize.get("precision", "fp16"))
+    yield from map(str, overrides.values() if isinstance(overrides, dict) else ())
+
+
+def check_kinds(subject: Subject) -> Iterator[Finding]:
+    """The server averages what the sites send: weights, or their change."""
+    persistor = next(args_of(subject.server, PERSISTOR), {})
+    awaited = {"results.data_kind of the persistor": (persistor.get("results") or {}).get("data_kind")}
+    for path, args in components_of(subject.server.get("components", [])):
+        default = "WEIGHT_DIFF" if path == _ACCUMULATOR else None
+        awaited[f"expected_data_kind of {path.rpartition('.')[2]}"] = args.get("expected_data_kind", default)
+    for site, client in subject.clients.items():
+        executor = executor_of("train", client.get("executors", []))
+        name = KIND_ARGUMENTS.get(str(executor.get("path")))
+        told = executor.get("args", {}).get(name, "FULL")
+        kind = {"FULL": "WEIGHTS", "DIFF": "WEIGHT_DIFF"}.get(str(told))
+        for where, found in awaited.items():
+            if name and kind and isinstance(found, str) and found != kind:
+                yield error(
+                    f"{where}: expected {kind}, which {site} sends ({name} {told}). Found {found}: no result "
+                    "would be averaged. Set both alike."
                 )
-        elif not is_change and not args.get("peft_config"):
-            remedy = "precision to fp32" if _is_between_sites_alone(subject, client) else f"{name} to DIFF"
-            yield warning(
-                f"{site}: whole weights at {precision} lose what a round changes by less than half a step "
-                f"of the rounding. Set {remedy}."
-            )
 
 
-def _is_between_sites_alone(subject: Subject, client: Json) -> bool:
-    """Whether weights go from site to site, where nobody adds a change to a model."""
-    workflows = [path for path, _ in components_of(subject.server.get("workflows", []))]
-    return _is_between_sites(client) or any("Cyclic" in path for path in workflows)
+_ACCUMULATOR = (
+    "nvflare.app_common.aggregators.intime_accumulate_model_aggregator.InTimeAccumulateWeightedAggregator"
+)
 
 
 def check_evaluation(subject: Subject) -> Iterator[Finding]:
@@ -245,5 +270,6 @@ CHECKS = (
     check_adapters,
     check_filters,
     check_precision,
+    check_kinds,
     check_evaluation,
 )

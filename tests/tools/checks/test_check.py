@@ -221,8 +221,20 @@ MISTAKES: dict[str, tuple[Callable[[Desk], object], str]] = {
         "half a step of the rounding. Set params_transfer_type to DIFF",
     ),
     "rounded weights from site to site": (
-        lambda d: d.write("sft_cyclic", precision="int8"),
+        lambda d: d.write("sft_swarm", precision="int8"),
         "of the rounding. Set precision to fp32",
+    ),
+    "rounded weights by an override": (
+        lambda d: d.write("sft", overrides={"mlp": "bf16"}) or d.executor(params_type="FULL"),
+        "whole weights at bf16 lose",
+    ),
+    "changes where weights are averaged": (
+        lambda d: d.write("sft_scatter_and_gather") or d.executor(params_type="DIFF"),
+        "expected_data_kind of InTimeAccumulateWeightedAggregator: expected WEIGHT_DIFF, which a sends",
+    ),
+    "weights where changes are averaged": (
+        lambda d: d.write("sft_fedopt") or d.executor(params_type="FULL"),
+        "expected_data_kind of InTimeAccumulateWeightedAggregator: expected WEIGHTS, which a sends",
     ),
     "server's dequantizer missing": (
         no_dequantizer("server", "task_result_filters"),
@@ -331,6 +343,7 @@ GOES_ON = {
     "rounded weights",
     "rounded weights of a script",
     "rounded weights from site to site",
+    "rounded weights by an override",
     "three of five sites",
     "rows longer than the model",
     "the workspace allows nothing",
