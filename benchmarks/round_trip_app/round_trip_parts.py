@@ -43,8 +43,10 @@ class AddingExecutor(Executor):
             value.add_(CHANGE)
         kind, data = DataKind.WEIGHTS, dict(self.model)
         if self.sends_change:
-            kind = DataKind.WEIGHT_DIFF
-            data = {name: value - received[name] for name, value in self.model.items()}
+            from nvflare_llm_components.tensors.difference import Difference
+
+            kind = DataKind.WEIGHT_DIFF  # as HFSFTExecutor does where our filter is the first
+            data = {name: Difference(value, received[name]) for name, value in self.model.items()}
         dxo = DXO(kind, data=data, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 1})
         return dxo.update_shareable(make_reply(ReturnCode.OK))
 

@@ -21,6 +21,7 @@ from nvflare.app_common.app_constant import AppConstants, ModelName
 from nvflare_llm_components.executors.accepted import accepted_training, settings_of
 from nvflare_llm_components.executors.replies import result_of, sentence_of
 from nvflare_llm_components.flare.arrival import register_tensors
+from nvflare_llm_components.flare.chain import first_result_filter
 from nvflare_llm_components.flare.headers import ERROR_HEADER
 from nvflare_llm_components.flare.memory import give_back
 from nvflare_llm_components.flare.pace import Pace
@@ -194,10 +195,13 @@ class HFSFTExecutor(Executor):
             received = session.load(received)
         else:
             gate.check_submission("train", session.is_of_federation)
+        first = first_result_filter(AppConstants.TASK_TRAIN, fl_ctx)
         if kept := session.kept_round(present.number):
             told = f"Round {present.number}: trained before this process was started, sent again"
             self.log_info(fl_ctx, told)
-            return result_of(gate, session.snapshot(), received if sends_change else None, *kept)
+            return result_of(
+                gate, session.present(), received if sends_change else None, *kept, first_filter=first
+            )
         check_free_disk(folders_of(fl_ctx)[0], gate.policy.limits)
         gate.check_round(present.num_rounds or 0, session.rounds.done, session.num_steps)
         origin = (received or session.snapshot()) if sends_change else None
@@ -211,12 +215,11 @@ class HFSFTExecutor(Executor):
         metrics = session.evaluate(aborted) if session.has_eval_data else {}
         report = session.train_round(proximal_mu)
         gate.check_update(report.num_examples)
-        sent = session.snapshot()
-        session.keep_best(sent)
+        session.keep_best()
         session.keep(report, metrics)
         session.record(report, time.monotonic() - started, present.num_rounds)
         self.log_info(fl_ctx, sentence_of(report, metrics))
-        return result_of(gate, sent, origin, report, metrics)
+        return result_of(gate, session.present(), origin, report, metrics, first_filter=first)
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         received, _ = global_model_of(shareable)

@@ -13,6 +13,7 @@ Read in this order:
 - :mod:`.quorum`     Whether a round has enough results, and whether it still can have them
 - :mod:`.site`       The site that runs this process: its policy, the places that a job may read, and its
                      audit log
+- :mod:`.chain`      The filters of a site that a result goes through on its way out
 - :mod:`.told`       What is told of an error: to the server never data, to the site's own log all of it
 - :mod:`.gate`       The gate on the server: every site's result, of every workflow, before a controller sees
                      it

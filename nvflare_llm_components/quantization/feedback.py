@@ -25,7 +25,8 @@ from nvflare_llm_components.quantization.kept import open_kept
 from nvflare_llm_components.quantization.message import Message, MessageEncoder, marks_of
 from nvflare_llm_components.quantization.precision import PrecisionPolicy
 from nvflare_llm_components.quantization.wire import unpacked_part
-from nvflare_llm_components.tensors.convert import as_tensor
+from nvflare_llm_components.tensors.convert import as_tensor, materialized
+from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.safetensors_file import TensorFile, TensorFileWriter
 from nvflare_llm_components.tensors.threads import in_order
 
@@ -76,7 +77,7 @@ def encode_with_feedback(
             if name not in codecs:
                 encoder.add(name, value)
                 continue
-            source = as_tensor(value)
+            source = as_tensor(materialized(value))
             assert source is not None, "has a codec, so it is a tensor"
             meant = _meant(name, source, residual.file)
             encoder.add_encoded(name, meant, codecs[name], marks_of(value), source.dtype)
@@ -101,8 +102,8 @@ def _keep_only(folder: Path, taken_round: int | None) -> None:
 
 
 def _codecs_of(values: Mapping[str, Any], policy: PrecisionPolicy) -> dict[str, Codec]:
-    """Codec of each parameter that is rounded. A lazy value is not: it is no update of this process."""
-    tensors = {name: as_tensor(value) for name, value in values.items()}
+    """Codec of each parameter that is rounded."""
+    tensors = {n: value if isinstance(value, LazyValue) else as_tensor(value) for n, value in values.items()}
     codecs = {name: policy.codec_of(name, tensor) for name, tensor in tensors.items() if tensor is not None}
     return {name: codec for name, codec in codecs.items() if codec is not None}
 

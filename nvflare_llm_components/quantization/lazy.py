@@ -1,6 +1,6 @@
 """Values that decode when they are asked for, and until then cost what travelled."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from nvflare_llm_components.quantization.wire import (
     to_numpy,
     unpack,
     unpacked_blocks,
+    unpacked_part,
 )
 from nvflare_llm_components.tensors.convert import as_tensor, materialized
 from nvflare_llm_components.tensors.lazy import LazyValue
@@ -48,6 +49,17 @@ class LazyTensor(LazyValue):
         assert payload is not None, "was checked"
         for block in unpacked_blocks(payload, self._entry):
             yield restored(block, self._restore_dtype)
+
+    def reader(self) -> Callable[[slice], torch.Tensor]:
+        """See :class:`.LazyValue`: decodes what is asked for."""
+        payload, size = as_tensor(materialized(self._value)), self.numel()
+        assert payload is not None, "was checked"
+
+        def read(part: slice) -> torch.Tensor:
+            whole = unpacked_part(payload, self._entry, slice(part.start, min(part.stop, size)))
+            return restored(whole, self._restore_dtype)
+
+        return read
 
     @property
     def shape(self) -> torch.Size:

@@ -13,6 +13,7 @@ from nvflare_llm_components.quantization.codec import Codec
 from nvflare_llm_components.quantization.int2 import Int2Codec
 from nvflare_llm_components.quantization.int8 import Int8Codec
 from nvflare_llm_components.quantization.nf4 import NF4Codec
+from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.text import printable
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (FP16, BF16, Int8Codec(), NF4Codec(), Int2Codec())}
@@ -67,7 +68,7 @@ class PrecisionPolicy:
         overrides = {pattern: _of_whole(name) for pattern, name in (self.overrides or {}).items()}
         return PrecisionPolicy(_of_whole(self.precision), self.block_size, overrides)
 
-    def codec_of(self, name: str, weights: torch.Tensor) -> Codec | None:
+    def codec_of(self, name: str, weights: torch.Tensor | LazyValue) -> Codec | None:
         """The codec for a parameter, or None where it travels as it is.
 
         As it is: what is no 16 to 64 bit float, what is not wider than the codec's codes, and for the

@@ -1,27 +1,31 @@
 """Weights in no more digits than a site lets out, in the dtype that they had."""
 
+from typing import Any
+
 import torch
 
 from nvflare_llm_components.quantization.codec import Codec, decode
 from nvflare_llm_components.quantization.precision import CODECS
+from nvflare_llm_components.tensors.convert import tensor_of
 
 _ENCODED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def rounded(values: dict[str, torch.Tensor], precision: str) -> dict[str, torch.Tensor]:
+def rounded(values: dict[str, Any], precision: str) -> dict[str, Any]:
     """Values as they would be had they travelled at a precision: norms and biases, too.
 
     What is beyond a format's range is its largest value; NaN and infinities stay what they are.
 
     Args:
-        values: tensors by name, on any device; integers stay as they are.
+        values: tensors or lazy values by name, on any device; integers stay as they are.
         precision: ``fp32`` (no change), or the name of a codec.
     """
     codec = CODECS.get(precision)
     if codec is None:
         return values
     return {
-        name: _rounded(value, codec) if value.is_floating_point() else value for name, value in values.items()
+        name: _rounded(tensor_of(value), codec) if value.is_floating_point() else value
+        for name, value in values.items()
     }
 
 

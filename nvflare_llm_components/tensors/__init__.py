@@ -3,6 +3,7 @@
 - :mod:`.convert`            tensors, arrays and lazy values "as a tensor"
 - :mod:`.lazy`               what is made when it is asked for, and behaves as a tensor
 - :mod:`.blocks`             any of them in flat blocks that stay in the cache
+- :mod:`.difference`         what a tensor has become, less what it was
 - :mod:`.threads`            work on blocks side by side, each run of operations on one core
 - :mod:`.names`              what a model's tensors are called and how they are tied, from its configuration
 - :mod:`.trainable`          which of them train, by patterns

@@ -1,6 +1,6 @@
 """A model's values in blocks that stay in the cache, each used before the next one is made."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -17,3 +17,11 @@ def blocks_of(value: object) -> Iterator[torch.Tensor]:
         yield from value.blocks()
     else:
         yield from tensor_of(value).detach().reshape(-1).split(BLOCK_LENGTH)
+
+
+def reader_of(value: object) -> Callable[[slice], torch.Tensor]:
+    """What gives slices of the flat values of a tensor, an array or a lazy value; see its `reader`."""
+    if isinstance(value, LazyValue):
+        return value.reader()
+    flat = tensor_of(value).detach().reshape(-1)
+    return lambda part: flat[part]

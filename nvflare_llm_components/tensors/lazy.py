@@ -32,6 +32,11 @@ class LazyValue(ABC):
         """Flat consecutive blocks of `BLOCK_LENGTH` values, each valid until the next is asked for."""
         yield from self.materialize().reshape(-1).split(BLOCK_LENGTH)
 
+    def reader(self) -> Callable[[slice], torch.Tensor]:
+        """What gives the flat values of a slice from a multiple of `BLOCK_LENGTH` on, in any thread."""
+        flat = self.materialize().reshape(-1)
+        return lambda part: flat[part]
+
     @property
     @abstractmethod
     def shape(self) -> torch.Size:
@@ -41,6 +46,22 @@ class LazyValue(ABC):
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """Dtype of the tensor; nothing is decoded."""
+
+    def numel(self) -> int:
+        """Number of its values; nothing is decoded."""
+        return self.shape.numel()
+
+    def dim(self) -> int:
+        """Number of its dimensions; nothing is decoded."""
+        return len(self.shape)
+
+    def element_size(self) -> int:
+        """Bytes of a value of its dtype; nothing is decoded."""
+        return self.dtype.itemsize
+
+    def is_floating_point(self) -> bool:
+        """Whether its dtype is one of floats; nothing is decoded."""
+        return self.dtype.is_floating_point
 
     @classmethod
     def __torch_function__(

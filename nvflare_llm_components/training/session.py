@@ -7,6 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
+from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.training import weights
 from nvflare_llm_components.training.best import BestModel
 from nvflare_llm_components.training.budget import Budget
@@ -99,6 +102,11 @@ class SFTSession:
         kept = self._kept.sent() if self._worker is None else None
         return self._call(self._engine.snapshot) if kept is None else kept
 
+    def present(self) -> Mapping[str, torch.Tensor | LazyValue]:
+        """The same, to be read before the training goes on, without a copy where there need not be one."""
+        kept = self._kept.sent() if self._worker is None else None
+        return self._call(self._engine.present) if kept is None else kept
+
     def load(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write a global model into the live one; see :func:`weights.load`. Only between rounds.
 
@@ -160,17 +168,13 @@ class SFTSession:
         self.rounds.end(self._round)
         return self._report(start_step, time.monotonic() - started)
 
-    def keep_best(self, sent: weights.StateDict) -> None:
-        """Evaluate the model that the round ended with, if the job asks for the best of them.
-
-        Args:
-            sent: Its weights.
-        """
+    def keep_best(self) -> None:
+        """Evaluate the model that the round ended with, if the job asks for the best of them."""
         if self._settings.keep_best_local:
             loss = self._evaluated(self._aborted)["eval_loss"]
             step = self._engine.step
             self._metrics.write("local_eval", step=step, round=self._round, eval_loss=loss)
-            self._best.offer(loss, sent)
+            self._call(lambda: self._best.offer(loss, self._engine.present()))
 
     def best(self) -> weights.StateDict | None:
         """The weights of the best model that :meth:`keep_best` has seen, in this process or a lost one."""

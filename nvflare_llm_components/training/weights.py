@@ -1,7 +1,7 @@
 """Weights in and out of the live model, under the names of the Hugging Face checkpoint."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from nvflare_llm_components.tensors.adapters import adapter_tensors, load_adapter
 from nvflare_llm_components.tensors.convert import tensor_of
+from nvflare_llm_components.tensors.difference import Difference
 from nvflare_llm_components.tensors.errors import ReportableError
-from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH, Deferred, LazyValue
+from nvflare_llm_components.tensors.lazy import BLOCK_LENGTH, LazyValue
 from nvflare_llm_components.tensors.names import aliases_of, checkpoint_tensors, normalised
 from nvflare_llm_components.tensors.safetensors_file import Layout
 from nvflare_llm_components.tensors.text import listed
@@ -34,7 +35,7 @@ def snapshot(model: PreTrainedModel | PeftModel) -> StateDict:
 
 def present(model: PreTrainedModel | PeftModel) -> dict[str, LazyValue]:
     """What :func:`snapshot` returns, each tensor copied when it is read, as it is then."""
-    return {name: _when_read(value) for name, value in _live(model).items()}
+    return {name: _Present(value.detach()) for name, value in _live(model).items()}
 
 
 def stream(model: PreTrainedModel | PeftModel, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
@@ -122,20 +123,20 @@ class _Fingerprint:
         return self._digest.hexdigest()
 
 
-def difference(new: StateDict, received: Mapping[str, Any]) -> StateDict:
-    """What training changed, in float32: ``new`` less ``received`` as the model held it, in its own dtype.
+def difference(
+    new: Mapping[str, torch.Tensor | LazyValue], received: Mapping[str, Any]
+) -> dict[str, torch.Tensor | LazyValue]:
+    """What training changed, in float32 when it is read: ``new`` less ``received`` as the model held it.
 
     A bf16 model rounds what it is given; that is no change of this site's, and all sites would send it. Nor
-    is there a change of integers: no optimizer touches them. ``new`` is emptied as its changes are made, so
-    that there is never a second model.
+    is there a change of integers: no optimizer touches them.
     """
-    return {name: _change(new.pop(name), received[name]) for name in [*new]}
-
-
-def _change(new: torch.Tensor, received: Any) -> torch.Tensor:
-    if not new.is_floating_point():
-        return torch.zeros_like(new)
-    return new.float() - tensor_of(received).to(new.dtype).float()
+    return {
+        name: Difference(value, received[name])
+        if value.is_floating_point()
+        else torch.zeros(value.shape, dtype=value.dtype)
+        for name, value in new.items()
+    }
 
 
 def _live(model: PreTrainedModel | PeftModel) -> StateDict:
@@ -146,8 +147,32 @@ def _live(model: PreTrainedModel | PeftModel) -> StateDict:
     return {name: value for name, value in tensors.items() if name in trained}
 
 
-def _when_read(value: torch.Tensor) -> Deferred:
-    return Deferred(lambda: iter(_copy(value).view(-1).split(BLOCK_LENGTH)), value.shape, value.dtype)
+class _Present(LazyValue):
+    """A tensor of a model that is parked: as long as it is, its blocks need no copy."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self._value = value
+
+    def materialize(self) -> torch.Tensor:
+        return _copy(self._value)
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        yield from self._flat().split(BLOCK_LENGTH)
+
+    def reader(self) -> Callable[[slice], torch.Tensor]:
+        flat = self._flat()
+        return lambda part: flat[part]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._value.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._value.dtype
+
+    def _flat(self) -> torch.Tensor:
+        return whole(self._value).cpu().reshape(-1)
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:

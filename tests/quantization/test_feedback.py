@@ -10,6 +10,7 @@ from nvflare.apis.dxo import DataKind
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from nvflare_llm_components.tensors.lazy import Deferred
 from tests.pairs import Client, Server, message, random
 
 
@@ -47,6 +48,26 @@ def test_the_residual_is_what_rounding_left_out(tmp_path):
     residual = load_file(client.site.run_dir / "filter_state" / "residual_0.safetensors")
     assert torch.equal(residual["embed.weight"], (random(7)["embed.weight"] - taken).bfloat16())
     assert sorted(residual) == ["embed.weight", "layer.weight"]
+
+
+def test_an_update_that_is_made_as_it_is_read_is_fed_back_alike(tmp_path):
+    taken, left = [], []
+    for is_lazy in (False, True):
+        folder = tmp_path / str(is_lazy)
+        server, client = Server(folder), Client(folder, precision="nf4", error_feedback=True)
+        for current_round in range(2):
+            client.receive(server.send(message(random(1), current_round), client))
+            update = random(current_round)
+            sent = {name: lazily(value) for name, value in update.items()} if is_lazy else update
+            taken.append(server.receive(client.send(sent, current_round), client)["embed.weight"])
+        left.append(load_file(client.site.run_dir / "filter_state" / "residual_1.safetensors"))
+    assert all(torch.equal(*pair) for pair in zip(taken[:2], taken[2:], strict=True))
+    assert left[0].keys() == left[1].keys()
+    assert all(torch.equal(left[0][name], left[1][name]) for name in left[0])
+
+
+def lazily(value: torch.Tensor) -> Deferred:
+    return Deferred(lambda: iter([value.reshape(-1)]), value.shape, value.dtype)
 
 
 def test_a_residual_that_no_taken_update_left_is_dropped_and_says_so(tmp_path, caplog):
