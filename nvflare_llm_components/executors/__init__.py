@@ -216,10 +216,11 @@ class HFSFTExecutor(Executor):
         report = session.train_round(proximal_mu)
         gate.check_update(report.num_examples)
         session.keep_best()
+        new = session.present()  # asked for before the state is written: whoever asks waits for that
         session.keep(report, metrics)
         session.record(report, time.monotonic() - started, present.num_rounds)
         self.log_info(fl_ctx, sentence_of(report, metrics))
-        return result_of(gate, session.present(), origin, report, metrics, first_filter=first)
+        return result_of(gate, new, origin, report, metrics, first_filter=first)
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         received, _ = global_model_of(shareable)
