@@ -15,8 +15,9 @@ def first_result_filter(task_name: str, fl_ctx: FLContext) -> str:
         as in Swarm, has no filters of its own.
     """
     configured = getattr(fl_ctx.get_prop(FLContextKey.RUNNER), "task_result_filters", None)
-    if not isinstance(configured, dict) or fl_ctx.get_prop(FLContextKey.TASK_NAME) != task_name:
-        return ""
+    task = fl_ctx.get_prop_detail(FLContextKey.TASK_NAME) or {}
+    if not isinstance(configured, dict) or task.get("value") != task_name or task.get("sticky"):
+        return ""  # a name that sticks is one of a task that was: FLARE's runner sets those that are
     name, direction = Scope.TASK_RESULT_FILTERS_NAME, FilterKey.OUT
     found: list[Filter] = get_filters(name, fl_ctx, configured, task_name, direction)
     return f"{type(found[0]).__module__}.{type(found[0]).__qualname__}" if found else ""

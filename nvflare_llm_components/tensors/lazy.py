@@ -59,6 +59,11 @@ class LazyValue(ABC):
         """Bytes of a value of its dtype; nothing is decoded."""
         return self.dtype.itemsize
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values; nothing is decoded."""
+        return self.numel() * self.element_size()
+
     def is_floating_point(self) -> bool:
         """Whether its dtype is one of floats; nothing is decoded."""
         return self.dtype.is_floating_point

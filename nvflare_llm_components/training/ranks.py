@@ -76,7 +76,7 @@ class Ranks:
         return map_tensor_file(Path(self._first("snapshot")))
 
     def present(self) -> weights.StateDict:
-        """See :meth:`snapshot`: an image that is there already."""
+        """See :meth:`snapshot`: an image of its own."""
         return self.snapshot()
 
     def under_own_names(self, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -168,31 +168,38 @@ class SFTSession:
         self.rounds.end(self._round)
         return self._report(start_step, time.monotonic() - started)
 
-    def keep_best(self) -> None:
-        """Evaluate the model that the round ended with, if the job asks for the best of them."""
+    def keep_best(self, ended: Mapping[str, torch.Tensor | LazyValue]) -> None:
+        """Evaluate the model that the round ended with, if the job asks for the best of them.
+
+        Args:
+            ended: What :meth:`present` gave.
+        """
         if self._settings.keep_best_local:
             loss = self._evaluated(self._aborted)["eval_loss"]
             step = self._engine.step
             self._metrics.write("local_eval", step=step, round=self._round, eval_loss=loss)
-            self._call(lambda: self._best.offer(loss, self._engine.present()))
+            self._best.offer(loss, ended)
 
     def best(self) -> weights.StateDict | None:
         """The weights of the best model that :meth:`keep_best` has seen, in this process or a lost one."""
         return self._best.read()
 
-    def keep(self, report: RoundReport, metrics: Metrics) -> None:
+    def keep(
+        self, report: RoundReport, metrics: Metrics, ended: Mapping[str, torch.Tensor | LazyValue]
+    ) -> None:
         """Write what a new process would need to go on: while the site is idle, or now if ``always``.
 
         Args:
             report: The round just trained.
             metrics: What :meth:`evaluate` found at its start.
+            ended: What :meth:`present` gave; the training does not go on before it is written.
         """
         if self._settings.checkpoint == "never" or self._worker is None:
             return
         if self._settings.checkpoint == "always":
-            self._worker.call(lambda: self._write(report, metrics))
+            self._worker.call(lambda: self._write(report, metrics, ended))
         else:
-            self._worker.submit(lambda: self._write_quietly(report, metrics))
+            self._worker.submit(lambda: self._write_quietly(report, metrics, ended))
 
     def settle(self) -> None:
         """Wait until what :meth:`keep` was given is on disk."""
@@ -248,10 +255,12 @@ class SFTSession:
             missed_rounds=self._missed,
         )
 
-    def _write(self, report: RoundReport, metrics: Metrics) -> None:
+    def _write(
+        self, report: RoundReport, metrics: Metrics, ended: Mapping[str, torch.Tensor | LazyValue]
+    ) -> None:
         self._kept.write(
             report,
-            self._engine.present(),  # parked since: what was sent
+            ended,
             self._engine.write_state,
             rounds=asdict(self.rounds),
             plan=self._plan.position(),
@@ -259,9 +268,11 @@ class SFTSession:
             metrics=metrics,
         )
 
-    def _write_quietly(self, report: RoundReport, metrics: Metrics) -> None:
+    def _write_quietly(
+        self, report: RoundReport, metrics: Metrics, ended: Mapping[str, torch.Tensor | LazyValue]
+    ) -> None:
         try:
-            self._write(report, metrics)
+            self._write(report, metrics, ended)
         except Exception:  # a full disk is a RuntimeError to torch, a SafetensorError to safetensors
             logger.exception("The training state could not be written; a lost process would start afresh.")
 

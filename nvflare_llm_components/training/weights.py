@@ -34,7 +34,10 @@ def snapshot(model: PreTrainedModel | PeftModel) -> StateDict:
 
 
 def present(model: PreTrainedModel | PeftModel) -> dict[str, LazyValue]:
-    """What :func:`snapshot` returns, each tensor copied when it is read, as it is then."""
+    """What :func:`snapshot` returns, each tensor copied when it is read, as it is then.
+
+    Those that a checkpoint has in another form, such as a layer's experts one by one, are made at once.
+    """
     return {name: _Present(value.detach()) for name, value in _live(model).items()}
 
 

@@ -40,7 +40,7 @@ def train(session: SFTSession, global_model: StateDict, round_number: int) -> St
     session.begin_round(round_number, NUM_ROUNDS, bool)
     report = session.train_round()
     sent = session.snapshot()
-    session.keep(report, {})
+    session.keep(report, {}, session.present())
     session.settle()
     return sent
 

@@ -12,7 +12,9 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.filters.exclude_vars import ExcludeVars
 from nvflare.private.privacy_manager import Scope
 
+from nvflare_llm_components.executors import HFSFTExecutor
 from nvflare_llm_components.filters import PrecisionDequantizeFilter, PrecisionQuantizeFilter
+from nvflare_llm_components.flare.chain import first_result_filter
 from nvflare_llm_components.tensors.lazy import LazyValue
 from tests.tasks import result, task, weights_of
 
@@ -37,14 +39,16 @@ class Own(PrecisionQuantizeFilter):
 QUANTIZE = PrecisionQuantizeFilter(precision="int8")
 
 
-def chain(fl_ctx: Any, of_job: list[Any], of_site: list[Any], task_name: str = "train") -> None:
+def chain(
+    fl_ctx: Any, of_job: list[Any], of_site: list[Any], task_name: str = "train", sticky: bool = False
+) -> None:
     scope = Scope()
     for each in of_site:
         scope.add_task_result_filter(each, "out")
     runner = SimpleNamespace(task_result_filters={f"{task_name}/out": of_job})
     fl_ctx.set_prop(FLContextKey.RUNNER, runner, private=True, sticky=False)
     fl_ctx.set_prop(FLContextKey.SCOPE_OBJECT, scope, private=True, sticky=False)
-    fl_ctx.set_prop(FLContextKey.TASK_NAME, task_name, private=True, sticky=False)
+    fl_ctx.set_prop(FLContextKey.TASK_NAME, task_name, private=True, sticky=sticky)
 
 
 @pytest.mark.parametrize("params_type", ["FULL", "DIFF"])
@@ -92,4 +96,22 @@ def test_noise_that_a_sites_filter_adds_in_place_is_in_what_leaves(make, model, 
 def test_what_another_task_of_the_site_asks_for_is_tensors(make, model, fl_ctx):
     chain(fl_ctx, [QUANTIZE], [], "swarm_learn")
     reply = make().execute("train", task(weights_of(model)), fl_ctx, Signal())
+    assert all(type(value) is torch.Tensor for value in result(reply).data.values())
+
+
+def test_a_task_that_was_names_no_filter(fl_ctx):
+    chain(fl_ctx, [QUANTIZE], [], sticky=True)
+    assert first_result_filter("train", fl_ctx) == ""
+    chain(fl_ctx, [QUANTIZE], [])
+    assert first_result_filter("train", fl_ctx).endswith(".PrecisionQuantizeFilter")
+
+
+def test_an_executor_made_of_ours_sends_tensors(make, model, fl_ctx):
+    class Made(HFSFTExecutor):
+        pass
+
+    chain(fl_ctx, [QUANTIZE], [])
+    executor = make()
+    executor.__class__ = Made
+    reply = executor.execute("train", task(weights_of(model)), fl_ctx, Signal())
     assert all(type(value) is torch.Tensor for value in result(reply).data.values())

@@ -114,7 +114,7 @@ def one_round(session: SFTSession, number: int, given: dict[str, torch.Tensor]) 
     session.load(given)
     report = session.train_round()
     sent = session.snapshot()
-    session.keep(report, {})
+    session.keep(report, {}, session.present())
     session.settle()
     return sent
 

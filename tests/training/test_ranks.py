@@ -112,7 +112,7 @@ def one_round(session: SFTSession, number: int, given: weights.StateDict) -> wei
     metrics = session.evaluate()
     report = session.train_round()
     sent = session.snapshot()
-    session.keep(report, metrics)
+    session.keep(report, metrics, session.present())
     session.settle()
     return sent
 

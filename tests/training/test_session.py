@@ -84,7 +84,7 @@ def test_what_the_live_weights_are_is_no_matter_of_how_many_rounds_there_were(ma
     first.load(first.snapshot())  # as to evaluate it
     assert known(first) == (False, False)
     first.begin_round(0, 2, bool)
-    first.keep(first.train_round(), {})
+    first.keep(first.train_round(), {}, first.present())
     assert known(first) == (True, True)
     first.close()
     assert known(make(checkpoint="never", rounds=first.rounds)) == (False, False)
@@ -137,7 +137,7 @@ def test_a_new_process_misses_what_the_lost_one_missed(make, tmp_path):
 
     def train(session: SFTSession, number: int) -> None:
         session.begin_round(number, 6, bool, first_round=0)
-        session.keep(session.train_round(), {})
+        session.keep(session.train_round(), {}, session.present())
         session.settle()
 
     whole = make("whole")

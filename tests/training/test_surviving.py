@@ -47,7 +47,7 @@ def one_round(
     metrics = session.evaluate()
     report = session.train_round()
     sent = session.snapshot()
-    session.keep(report, metrics)
+    session.keep(report, metrics, session.present())
     if wait:
         session.settle()
     return sent
