@@ -195,10 +195,8 @@ class HFSFTExecutor(Executor):
             received = session.load(received)
         else:
             gate.check_submission("train", session.is_of_federation)
-        is_as_is = (
-            type(self) is HFSFTExecutor
-        )  # of a class made of this one, nobody knows what it does with it
-        first = first_result_filter(AppConstants.TASK_TRAIN, fl_ctx) if is_as_is else ""
+        is_ours = type(self) is HFSFTExecutor  # one made of it may look at its result first
+        first = first_result_filter(AppConstants.TASK_TRAIN, fl_ctx) if is_ours else ""
         if kept := session.kept_round(present.number):
             told = f"Round {present.number}: trained before this process was started, sent again"
             self.log_info(fl_ctx, told)

@@ -99,11 +99,11 @@ def test_what_another_task_of_the_site_asks_for_is_tensors(make, model, fl_ctx):
     assert all(type(value) is torch.Tensor for value in result(reply).data.values())
 
 
-def test_a_task_that_was_names_no_filter(fl_ctx):
-    chain(fl_ctx, [QUANTIZE], [], sticky=True)
-    assert first_result_filter("train", fl_ctx) == ""
-    chain(fl_ctx, [QUANTIZE], [])
-    assert first_result_filter("train", fl_ctx).endswith(".PrecisionQuantizeFilter")
+@pytest.mark.parametrize("sticky", [False, True])
+def test_a_task_that_was_names_no_filter(sticky: bool, fl_ctx):
+    chain(fl_ctx, [QUANTIZE], [], sticky=sticky)
+    found = first_result_filter("train", fl_ctx)
+    assert found == ("" if sticky else "nvflare_llm_components.filters.PrecisionQuantizeFilter")
 
 
 def test_an_executor_made_of_ours_sends_tensors(make, model, fl_ctx):
