@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey
 from nvflare.apis.shareable import Shareable
 
@@ -11,7 +10,6 @@ from nvflare_llm_components.flare.tasks import finite
 from nvflare_llm_components.policy.job import AcceptedTraining
 from nvflare_llm_components.quantization.rounding import rounded
 from nvflare_llm_components.tensors.convert import tensor_of
-from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.training import weights
 from nvflare_llm_components.training.rounds import RoundReport
 
@@ -20,7 +18,7 @@ _QUANTIZE = "nvflare_llm_components.filters.PrecisionQuantizeFilter"
 
 def result_of(
     gate: AcceptedTraining,
-    new: Mapping[str, torch.Tensor | LazyValue],
+    new: weights.Readable,
     received: Mapping[str, Any] | None,
     report: RoundReport,
     metrics: Mapping[str, float],

@@ -15,15 +15,19 @@ class Difference(LazyValue):
     """``new - old`` in float32, with ``old`` as a tensor of ``new``'s dtype held it; both have one shape.
 
     Args:
-        new: a tensor, array or lazy value.
-        old: the same.
+        new: a tensor or lazy value, of a floating-point dtype.
+        old: a tensor, array or lazy value.
     """
 
     def __init__(self, new: Any, old: Any) -> None:
         self._new, self._old = new, old
 
     def materialize(self) -> torch.Tensor:
-        """See :class:`.LazyValue`."""
+        """See :class:`.LazyValue`.
+
+        Raises:
+            RuntimeError: the two have not as many values.
+        """
         whole = torch.empty(self.shape, dtype=torch.float32)
         flat, new, old = whole.view(-1), reader_of(self._new), reader_of(self._old)
 

@@ -1,14 +1,10 @@
 """A site's own best model: one file, replaced atomically."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.safetensors_file import TensorFile, map_tensor_file, write_tensor_file
-from nvflare_llm_components.training.weights import StateDict
+from nvflare_llm_components.training.weights import Readable, StateDict
 
 _LOSS = "eval_loss"
 
@@ -25,7 +21,7 @@ class BestModel:
         file = TensorFile.open_if_there(self._file)
         return math.inf if file is None else float(file.metadata[_LOSS])
 
-    def offer(self, loss: float, values: Mapping[str, torch.Tensor | LazyValue]) -> None:
+    def offer(self, loss: float, values: Readable) -> None:
         """Keep ``values`` if their loss is lower than any before."""
         if loss < self.loss:
             write_tensor_file(self._file, values, metadata={_LOSS: repr(loss)})

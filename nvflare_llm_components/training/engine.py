@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 
 from nvflare_llm_components.tensors.errors import ReportableError
-from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.training import randomness, state, weights
 from nvflare_llm_components.training.build import build_trainer, steps_per_epoch_of
 from nvflare_llm_components.training.settings import TrainingSettings
@@ -81,7 +80,7 @@ class Engine(Protocol):
     def snapshot(self) -> weights.StateDict:
         """A copy of the weights that travel; see :func:`weights.snapshot`."""
 
-    def present(self) -> Mapping[str, torch.Tensor | LazyValue]:
+    def present(self) -> weights.Readable:
         """The same, to be read before the training goes on: without a copy where there need not be one."""
 
     def under_own_names(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -165,7 +164,7 @@ class TrainingEngine:
         """See :class:`Engine`."""
         return weights.snapshot(self.trainer.model)
 
-    def present(self) -> Mapping[str, torch.Tensor | LazyValue]:
+    def present(self) -> weights.Readable:
         """See :class:`Engine`."""
         return weights.present(self.trainer.model)
 

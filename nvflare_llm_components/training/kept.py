@@ -1,18 +1,15 @@
 """What of a training outlives its process: the round that was trained last, and how to go on from it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.training import state
 from nvflare_llm_components.training.rounds import RoundCount, RoundReport
 from nvflare_llm_components.training.settings import TrainingSettings
-from nvflare_llm_components.training.weights import StateDict
+from nvflare_llm_components.training.weights import Readable, StateDict
 
 logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
@@ -70,7 +67,7 @@ class KeptRound:
     def write(
         self,
         report: RoundReport,
-        sent: Mapping[str, torch.Tensor | LazyValue],
+        sent: Readable,
         write_state: Callable[[Path], None],
         **progress: Any,
     ) -> None:

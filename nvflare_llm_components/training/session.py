@@ -7,9 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
-from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.training import weights
 from nvflare_llm_components.training.best import BestModel
 from nvflare_llm_components.training.budget import Budget
@@ -102,7 +99,7 @@ class SFTSession:
         kept = self._kept.sent() if self._worker is None else None
         return self._call(self._engine.snapshot) if kept is None else kept
 
-    def present(self) -> Mapping[str, torch.Tensor | LazyValue]:
+    def present(self) -> weights.Readable:
         """The same, to be read before the training goes on, without a copy where there need not be one."""
         kept = self._kept.sent() if self._worker is None else None
         return self._call(self._engine.present) if kept is None else kept
@@ -168,7 +165,7 @@ class SFTSession:
         self.rounds.end(self._round)
         return self._report(start_step, time.monotonic() - started)
 
-    def keep_best(self, ended: Mapping[str, torch.Tensor | LazyValue]) -> None:
+    def keep_best(self, ended: weights.Readable) -> None:
         """Evaluate the model that the round ended with, if the job asks for the best of them.
 
         Args:
@@ -184,9 +181,7 @@ class SFTSession:
         """The weights of the best model that :meth:`keep_best` has seen, in this process or a lost one."""
         return self._best.read()
 
-    def keep(
-        self, report: RoundReport, metrics: Metrics, ended: Mapping[str, torch.Tensor | LazyValue]
-    ) -> None:
+    def keep(self, report: RoundReport, metrics: Metrics, ended: weights.Readable) -> None:
         """Write what a new process would need to go on: while the site is idle, or now if ``always``.
 
         Args:
@@ -255,9 +250,7 @@ class SFTSession:
             missed_rounds=self._missed,
         )
 
-    def _write(
-        self, report: RoundReport, metrics: Metrics, ended: Mapping[str, torch.Tensor | LazyValue]
-    ) -> None:
+    def _write(self, report: RoundReport, metrics: Metrics, ended: weights.Readable) -> None:
         self._kept.write(
             report,
             ended,
@@ -268,9 +261,7 @@ class SFTSession:
             metrics=metrics,
         )
 
-    def _write_quietly(
-        self, report: RoundReport, metrics: Metrics, ended: Mapping[str, torch.Tensor | LazyValue]
-    ) -> None:
+    def _write_quietly(self, report: RoundReport, metrics: Metrics, ended: weights.Readable) -> None:
         try:
             self._write(report, metrics, ended)
         except Exception:  # a full disk is a RuntimeError to torch, a SafetensorError to safetensors

@@ -3,22 +3,19 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nvflare_llm_components.tensors.atomic import replace_folder
 from nvflare_llm_components.tensors.errors import ReportableError
-from nvflare_llm_components.tensors.lazy import LazyValue
 from nvflare_llm_components.tensors.safetensors_file import map_tensor_file, write_tensor_file
 from nvflare_llm_components.tensors.text import printable
 from nvflare_llm_components.training import randomness
 from nvflare_llm_components.training.randomness import RandomState
 from nvflare_llm_components.training.rounds import RoundCount
 from nvflare_llm_components.training.trainer import RoundTrainer
-from nvflare_llm_components.training.weights import StateDict
+from nvflare_llm_components.training.weights import Readable, StateDict
 
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 2
@@ -65,9 +62,7 @@ def save_training(trainer: RoundTrainer, random_state: RandomState, folder: Path
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
 
 
-def save_progress(
-    folder: Path, progress: dict[str, Any], sent: Mapping[str, torch.Tensor | LazyValue]
-) -> None:
+def save_progress(folder: Path, progress: dict[str, Any], sent: Readable) -> None:
     """Write what the round was, and the weights that the site sent."""
     write_tensor_file(folder / _WEIGHTS, sent)
     text = json.dumps({"format_version": FORMAT_VERSION, **progress})

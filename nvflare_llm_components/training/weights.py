@@ -21,6 +21,8 @@ from nvflare_llm_components.training.conversion import Read, converted
 from nvflare_llm_components.training.sharded import assign, memory_of, whole
 
 StateDict = dict[str, torch.Tensor]
+Readable = Mapping[str, torch.Tensor | LazyValue]
+"""Weights by name, some of which are made when they are read."""
 _Spec = tuple[Sequence[int], torch.dtype]
 
 
@@ -126,9 +128,7 @@ class _Fingerprint:
         return self._digest.hexdigest()
 
 
-def difference(
-    new: Mapping[str, torch.Tensor | LazyValue], received: Mapping[str, Any]
-) -> dict[str, torch.Tensor | LazyValue]:
+def difference(new: Readable, received: Mapping[str, Any]) -> dict[str, torch.Tensor | LazyValue]:
     """What training changed, in float32 when it is read: ``new`` less ``received`` as the model held it.
 
     A bf16 model rounds what it is given; that is no change of this site's, and all sites would send it. Nor

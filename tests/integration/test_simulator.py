@@ -24,6 +24,7 @@ from tests.integration.simulator import (
 
 pytestmark = pytest.mark.integration
 
+LOOK = "tests.integration.look.Look"
 STATSD = "nvflare.fuel_opt.statsd.statsd_reporter.StatsDReporter"
 
 GENERATE = """
@@ -77,8 +78,15 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_int8_stays_close_to_fp32_at_a_quarter_of_the_bytes(
     sft: Run, tmp_path: Path, model: Path, data: Path
 ):
-    int8 = run_job("sft_int8", tmp_path, model=model, data=data)
+    def look(config: dict[str, Any]) -> None:
+        config["components"].append({"id": "look", "path": LOOK, "args": {}})
+
+    options = {"also_allow": [LOOK], "environment": {"PYTHONPATH": str(Path(__file__).parents[2])}}
+    int8 = run_job("sft_int8", tmp_path, model=model, data=data, client=look, **options)
     assert_completed(int8, num_rounds=NUM_ROUNDS)
+    for site in SITES:  # FLARE's own runner says that our filter is the first: no second model
+        seen = (int8.run_dir(site) / "seen.txt").read_text().splitlines()
+        assert seen[:NUM_ROUNDS] == ["train: Difference"] * NUM_ROUNDS
     before = flat(load_file(model / "model.safetensors"))
     exact, rounded = flat(sft.weights()), flat(int8.weights())
     assert (rounded - exact).norm() < 0.05 * (exact - before).norm()  # 0.09 where weights are sent
